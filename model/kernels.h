@@ -34,6 +34,7 @@ struct conv {
     struct conv_params params;
     bool relu;         /* act is ReLU */
     bool has_residual; /* the residual has the output's shape and type */
+    bool output_f32;   /* the output is float32 whatever the activation type (the network's logits); then no residual */
 };
 
 /* One convolution at one input size. Linear is a 1x1 convolution with in_h = in_w = 1. */
