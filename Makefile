@@ -16,8 +16,8 @@ PYTEST_FLAGS ?=
 BENCH_FLAGS  ?=
 
 comma   := ,
-VARIANT ?= $(if $(SANITIZER),$(subst $(comma),-,$(SANITIZER)),$(if $(DEBUG),debug,release))
-B       ?= build/$(VARIANT)
+VARIANT := $(if $(SANITIZER),$(subst $(comma),-,$(SANITIZER)),$(if $(DEBUG),debug,release))
+B       := build/$(VARIANT)
 Q       := $(if $(V),,@)
 say      = $(if $(V),,@echo "  $1$2")
 # A second make, on every core unless -j was given.
@@ -29,7 +29,7 @@ PKG_CFLAGS = $(eval PKG_CFLAGS := $(shell pkg-config --cflags $(PACKAGES)))$(PKG
 PKG_LIBS   = $(eval PKG_LIBS := $(shell pkg-config --libs $(PACKAGES)))$(PKG_LIBS)
 
 CFLAGS   ?= -O2 -g
-WARNINGS ?= -Wall -Wextra -Wshadow -Wstrict-prototypes -Wconversion $(if $(CI),-Werror)
+WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wconversion $(if $(CI),-Werror)
 ALL_CFLAGS = -std=c11 -D_GNU_SOURCE -DRESNETD_VERSION='"$(VERSION)"' $(CFLAGS) $(WARNINGS) -fno-omit-frame-pointer \
 	$(if $(DEBUG),-O0) $(if $(SANITIZER),-fsanitize=$(SANITIZER) -fno-sanitize-recover=all) -pthread
 ALL_LDFLAGS = $(LDFLAGS) $(if $(SANITIZER),-fsanitize=$(SANITIZER)) -pthread

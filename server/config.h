@@ -1,7 +1,7 @@
 /* config.h - what the operator can set, from (weakest first) defaults, one JSON file, the environment and
  * flags. Every key of the file can be given as an environment variable: "limits": {"max_body_bytes": N} is
- * RESNETD_LIMITS_MAX_BODY_BYTES=N. An unknown key, a wrong type or a value out of range is an error that
- * names the key. */
+ * RESNETD_LIMITS_MAX_BODY_BYTES=N, "models": [{"weights": "w.pth"}] is RESNETD_MODELS_0_WEIGHTS=w.pth. An
+ * unknown key, a wrong type or a value out of range is an error that names the key. */
 
 #ifndef RESNETD_SERVER_CONFIG_H
 #define RESNETD_SERVER_CONFIG_H
@@ -20,7 +20,9 @@ enum { CONFIG_MAX_MODELS = 16 };
 
 struct config_model {
     char *name;        /* served under this name; NULL: the description's */
-    char *description; /* path of the description, resolved against the configuration file's folder */
+    char *description; /* path of the description, resolved against the configuration file's folder (of an
+                        * environment variable or a flag: the current one); "vgg16" is models/vgg16.json of
+                        * the installation */
     char *weights;     /* path of the weights, likewise */
     char *labels;      /* NULL: the description's */
 };
@@ -65,6 +67,16 @@ struct config_override {
     const char *key;   /* dotted */
     const char *value; /* text, parsed by the key's type */
 };
+
+/* One key, for the help: config_key_at(0), (1), ... until NULL. */
+struct config_key {
+    const char *name;  /* "server.port" */
+    const char *flag;  /* "port" when --port sets it too, else NULL */
+    const char *kind;  /* "N", "text|json" */
+    const char *value; /* the default */
+    const char *help;
+};
+const struct config_key *config_key_at(size_t index);
 
 /* Fill `out` from the defaults, then `path` (NULL: none), then `environment` ("NAME=value" strings, NULL
  * terminated, as environ), then `overrides`. With no "models" configured, the ImageNet ResNet-50 in
