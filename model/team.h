@@ -25,6 +25,10 @@ RN_MUST_CHECK enum rn_status team_start_helpers(struct team *team, struct rn_err
 
 int team_threads(const struct team *team);
 
+/* Call `call(arg)` on the leader's thread each time team_begin has opened a pass, so that idle helpers can be
+ * woken. To be set once, before any pass; NULL (as created) for none. */
+void team_on_begin(struct team *team, void (*call)(void *arg), void *arg);
+
 /* Leader: give each thread at least `bytes` of scratch, 64-byte aligned. Between passes only. */
 RN_MUST_CHECK enum rn_status team_reserve(struct team *team, size_t bytes, struct rn_error *error);
 
