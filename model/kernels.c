@@ -1,0 +1,303 @@
+/* kernels.c - choosing the kernel table, and proving it against `ref` before it is used. */
+
+#include "kernels.h"
+
+#include "sizes.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+extern const struct kernels kernels_avx2, kernels_avx512, kernels_amx;
+#endif
+
+const struct kernels *const kernels_all[] = {
+    &kernels_ref,
+    &kernels_openblas,
+#if defined(__x86_64__)
+    &kernels_avx2,
+    &kernels_avx512,
+    &kernels_amx,
+#endif
+    NULL,
+};
+
+size_t activation_bytes(enum activation_type type)
+{
+    return type == ACTIVATION_BF16 ? 2 : 4;
+}
+
+const struct conv_kernel *kernels_conv(const struct kernels *kernels, const struct conv *conv)
+{
+    const struct conv_kernel *const *kernel = kernels->convs;
+
+    while (!(*kernel)->supports(conv)) {
+        kernel++;
+        assert(*kernel);
+    }
+    return *kernel;
+}
+
+/* ---- the check at start ---- */
+
+/* The largest difference from `ref`, relative to the largest value of the output, that still counts as
+ * agreement. fp32: 4096-term sums in another order differ by about 1e-6, Winograd's transforms by 1e-5; a
+ * wrong kernel is wrong by 1e-1. bf16 keeps 8 bits of each factor: about 4e-3 each, less on average. */
+static double tolerance(const struct kernels *kernels)
+{
+    return kernels->activation == ACTIVATION_BF16 ? 2e-2 : 1e-4;
+}
+
+struct check_case {
+    struct conv conv;
+    int height, width;
+};
+
+/* One of each shape of work that the networks have: the stem, pointwise, 3x3, strided, grouped, tails. */
+static const struct check_case check_cases[] = {
+    {{{3, 64, {7, 7}, {2, 2}, {3, 3}, {1, 1}, 1}, true, false, false}, 29, 31},
+    {{{64, 64, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1}, true, false, false}, 14, 15},
+    {{{64, 256, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1}, true, true, false}, 9, 13},
+    {{{256, 64, {1, 1}, {2, 2}, {0, 0}, {1, 1}, 1}, false, false, false}, 13, 9},
+    {{{64, 64, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, true, false, false}, 15, 14},
+    {{{64, 48, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 1}, true, false, false}, 14, 11},
+    {{{19, 37, {3, 3}, {1, 1}, {2, 2}, {2, 2}, 1}, false, true, false}, 8, 7},
+    {{{32, 32, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 4}, true, false, false}, 7, 7},
+    {{{512, 70, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1}, false, false, true}, 1, 1},
+};
+
+/* Small reproducible values in [-1, 1). */
+static void fill(float *values, size_t count, uint32_t *seed)
+{
+    for (size_t i = 0; i < count; i++) {
+        *seed = *seed * 1664525u + 1013904223u;
+        values[i] = (float)(*seed >> 8) * (1.0f / 8388608.0f) - 1.0f;
+    }
+}
+
+static void *aligned(size_t bytes)
+{
+    void *memory = aligned_alloc(KERNEL_ALIGNMENT, size_round_up(bytes + KERNEL_ALIGNMENT, KERNEL_ALIGNMENT));
+
+    if (memory)
+        memset(memory, 0, bytes + KERNEL_ALIGNMENT);
+    return memory;
+}
+
+/* Run one convolution through one table; float32 in and out. False without memory. */
+static bool run_conv(const struct kernels *kernels, const struct conv *conv, const struct conv_geometry *g,
+                     const float *input, const float *weight, const float *bias, const float *residual, float *output)
+{
+    const struct conv_kernel *kernel = kernels_conv(kernels, conv);
+    const size_t in_count = (size_t)g->n * (size_t)g->in_h * (size_t)g->in_w * (size_t)conv->params.in;
+    const size_t out_count = (size_t)g->n * (size_t)g->out_h * (size_t)g->out_w * (size_t)conv->params.out;
+    struct conv_work work;
+    void *in = aligned(in_count * sizeof(float)), *out = aligned(out_count * sizeof(float));
+    void *other = aligned(out_count * sizeof(float)), *packed = aligned(kernel->packed_bytes(conv)), *scratch;
+    bool ok;
+
+    kernel->plan(conv, g, 2, &work);
+    scratch = aligned(work.scratch_bytes);
+    ok = in && out && other && packed && scratch;
+    if (ok) {
+        const struct conv_buffers buffers = {
+            .input = in, .packed = packed, .residual = conv->has_residual ? other : NULL, .output = out};
+        kernels->from_f32(input, in, in_count);
+        if (conv->has_residual)
+            kernels->from_f32(residual, other, out_count);
+        kernel->pack(conv, weight, bias, packed);
+        for (int task = 0; task < work.tasks; task++)
+            kernel->run(conv, g, &work, &buffers, task, scratch);
+        if (conv->output_f32)
+            memcpy(output, out, out_count * sizeof(float));
+        else
+            kernels->to_f32(out, output, out_count);
+    }
+    free(scratch);
+    free(packed);
+    free(other);
+    free(out);
+    free(in);
+    return ok;
+}
+
+/* Largest difference relative to the largest value of `expected`; infinite for a NaN. */
+static double difference(const float *expected, const float *actual, size_t count)
+{
+    double largest = 1e-6, worst = 0;
+
+    for (size_t i = 0; i < count; i++)
+        largest = fmax(largest, fabs((double)expected[i]));
+    for (size_t i = 0; i < count; i++) {
+        const double d = fabs((double)expected[i] - (double)actual[i]);
+        if (!(d <= worst))
+            worst = isnan(d) ? (double)INFINITY : d;
+    }
+    return worst / largest;
+}
+
+static enum rn_status judge(const struct kernels *kernels, const char *what, double d, struct rn_error *error)
+{
+    return d <= tolerance(kernels) ? RN_OK
+                                   : rn_fail(error, RN_ERR_KERNELS,
+                                             "kernel table %s: %s differs from ref by %.2g of the range", kernels->name,
+                                             what, d);
+}
+
+static enum rn_status check_conv(const struct kernels *kernels, const struct check_case *c, struct rn_error *error)
+{
+    const struct conv_params *p = &c->conv.params;
+    const struct conv_geometry g = {
+        .n = 1,
+        .in_h = c->height,
+        .in_w = c->width,
+        .out_h = (c->height + 2 * p->padding[0] - p->dilation[0] * (p->kernel[0] - 1) - 1) / p->stride[0] + 1,
+        .out_w = (c->width + 2 * p->padding[1] - p->dilation[1] * (p->kernel[1] - 1) - 1) / p->stride[1] + 1,
+    };
+    const size_t inputs = (size_t)g.in_h * (size_t)g.in_w * (size_t)p->in;
+    const size_t outputs = (size_t)g.out_h * (size_t)g.out_w * (size_t)p->out;
+    const size_t weights = (size_t)p->out * (size_t)(p->in / p->groups) * (size_t)p->kernel[0] * (size_t)p->kernel[1];
+    float *values = malloc((inputs + weights + (size_t)p->out + 3 * outputs) * sizeof *values);
+    float *input = values, *weight = input + inputs, *bias = weight + weights, *residual = bias + p->out;
+    float *expected = residual + outputs, *actual = expected + outputs;
+    uint32_t seed = 1;
+    enum rn_status status;
+
+    if (!values)
+        return rn_fail_nomem(error, "the kernel check");
+    fill(values, inputs + weights + (size_t)p->out + outputs, &seed);
+    if (run_conv(&kernels_ref, &c->conv, &g, input, weight, bias, residual, expected) &&
+        run_conv(kernels, &c->conv, &g, input, weight, bias, residual, actual))
+        status = judge(kernels, kernels_conv(kernels, &c->conv)->name, difference(expected, actual, outputs), error);
+    else
+        status = rn_fail_nomem(error, "the kernel check");
+    free(values);
+    return status;
+}
+
+/* Run all rows of one pool through one table; float32 in and out. False without memory. */
+static bool run_pool(const struct kernels *kernels, void (*run)(const struct pool *, int), struct pool pool,
+                     const float *input, float *output)
+{
+    const size_t in_count = (size_t)pool.in_h * (size_t)pool.in_w * (size_t)pool.channels;
+    const size_t out_count = (size_t)pool.out_h * (size_t)pool.out_w * (size_t)pool.channels;
+    void *in = aligned(in_count * sizeof(float)), *out = aligned(out_count * sizeof(float));
+
+    if (in && out) {
+        kernels->from_f32(input, in, in_count);
+        pool.input = in;
+        pool.output = out;
+        for (int task = 0; task < pool.n * pool.out_h; task++)
+            run(&pool, task);
+        kernels->to_f32(out, output, out_count);
+    }
+    free(out);
+    free(in);
+    return in && out;
+}
+
+static enum rn_status check_pools(const struct kernels *kernels, struct rn_error *error)
+{
+    enum { CHANNELS = 67, SIDE = 13, OUT = 7 };
+    static const struct pool_params params = {
+        .kernel = {3, 3}, .stride = {2, 2}, .padding = {1, 1}, .dilation = {1, 1}, .count_include_pad = true};
+    const struct pool pool = {.params = &params, .n = 1, .channels = CHANNELS, .in_h = SIDE, .in_w = SIDE, .out_h = OUT, .out_w = OUT};
+    const struct pool adaptive = {.n = 1, .channels = CHANNELS, .in_h = SIDE, .in_w = SIDE, .out_h = 5, .out_w = 3};
+    const struct {
+        const char *name;
+        void (*ref)(const struct pool *, int);
+        void (*run)(const struct pool *, int);
+        const struct pool *pool;
+    } cases[] = {
+        {"max_pool", kernels_ref.max_pool, kernels->max_pool, &pool},
+        {"avg_pool", kernels_ref.avg_pool, kernels->avg_pool, &pool},
+        {"adaptive_avg_pool", kernels_ref.adaptive_avg_pool, kernels->adaptive_avg_pool, &adaptive},
+    };
+    const size_t inputs = (size_t)SIDE * SIDE * CHANNELS, outputs = (size_t)OUT * OUT * CHANNELS;
+    float *input = malloc((inputs + 2 * outputs) * sizeof *input);
+    float *expected = input + inputs, *actual = expected + outputs;
+    uint32_t seed = 2;
+    enum rn_status status = RN_OK;
+
+    if (!input)
+        return rn_fail_nomem(error, "the kernel check");
+    fill(input, inputs, &seed);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases && !status; i++) {
+        const struct pool *p = cases[i].pool;
+        if (run_pool(&kernels_ref, cases[i].ref, *p, input, expected) &&
+            run_pool(kernels, cases[i].run, *p, input, actual))
+            status = judge(kernels, cases[i].name,
+                           difference(expected, actual, (size_t)p->out_h * (size_t)p->out_w * CHANNELS), error);
+        else
+            status = rn_fail_nomem(error, "the kernel check");
+    }
+    free(input);
+    return status;
+}
+
+enum rn_status kernels_check(const struct kernels *kernels, struct rn_error *error)
+{
+    enum rn_status status;
+
+    for (size_t i = 0; i < sizeof check_cases / sizeof *check_cases; i++)
+        if ((status = check_conv(kernels, &check_cases[i], error)))
+            return status;
+    return check_pools(kernels, error);
+}
+
+/* ---- the choice ---- */
+
+static bool precision_fits(const struct kernels *kernels, const char *precision)
+{
+    return strcmp(precision, "auto") == 0 || strcmp(precision, kernels->precision) == 0;
+}
+
+static enum rn_status try_table(const struct kernels *kernels, struct rn_error *error)
+{
+    char why[120] = "";
+
+    if (!kernels->available(why, sizeof why))
+        return rn_fail(error, RN_ERR_KERNELS, "kernel table %s cannot run here: %s", kernels->name, why);
+    return kernels_check(kernels, error);
+}
+
+enum rn_status kernels_choose(const char *name, const char *precision, const struct kernels **out,
+                              void (*note)(void *arg, const char *text), void *arg, struct rn_error *error)
+{
+    const bool any = strcmp(name, "auto") == 0;
+    size_t count = 0;
+    struct rn_error reason;
+
+    *out = NULL;
+    if (strcmp(precision, "auto") && strcmp(precision, "fp32") && strcmp(precision, "bf16"))
+        return rn_fail(error, RN_ERR_KERNELS, "precision must be auto, fp32 or bf16, not \"%.40s\"", precision);
+    while (kernels_all[count])
+        count++;
+    if (!any) {
+        for (size_t i = 0; i < count; i++)
+            if (strcmp(kernels_all[i]->name, name) == 0) {
+                if (!precision_fits(kernels_all[i], precision))
+                    return rn_fail(error, RN_ERR_KERNELS, "kernel table %s computes in %s, not %s", name,
+                                   kernels_all[i]->precision, precision);
+                if (try_table(kernels_all[i], &reason))
+                    return rn_fail(error, RN_ERR_KERNELS, "%s", reason.text);
+                *out = kernels_all[i];
+                return RN_OK;
+            }
+        return rn_fail(error, RN_ERR_KERNELS, "there is no kernel table called \"%.40s\"", name);
+    }
+    for (size_t i = count; i-- > 0;) {
+        if (!precision_fits(kernels_all[i], precision))
+            continue;
+        if (!try_table(kernels_all[i], &reason)) {
+            *out = kernels_all[i];
+            return RN_OK;
+        }
+        if (note)
+            note(arg, reason.text);
+    }
+    return rn_fail(error, RN_ERR_KERNELS, "no kernel table of this machine computes in %s", precision);
+}

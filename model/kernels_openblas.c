@@ -1,0 +1,220 @@
+/* kernels_openblas.c - convolution as OpenBLAS's sgemm: the portable fast table, and the only file that
+ * includes cblas.h.
+ *
+ * out[pixels, out] = patches[pixels, K] @ weight[K, out], K = kernel_h * kernel_w * in. A 1x1 convolution
+ * of stride 1 needs no patches: the activations are the matrix. Everything else gathers the patches of a
+ * strip of output rows into scratch (im2col). OpenBLAS's own threads are off; tasks are ours: strips of
+ * rows, cut also by output channels where there are few rows. */
+
+#include "kernels_pool.h"
+
+#include <assert.h>
+#include <cblas.h>
+#include <string.h>
+
+enum {
+    TILE_ROWS,    /* output rows (of n * out_h) in a task */
+    TILE_COLUMNS, /* output channels (of one group) in a task */
+};
+
+/* Scratch of one task stays near a core's L2. */
+enum { MAX_PATCH_BYTES = 1 << 20, MIN_COLUMNS = 64 };
+
+static int div_up(int a, int b)
+{
+    return (a + b - 1) / b;
+}
+
+static int min_int(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+static int group_in(const struct conv_params *p)
+{
+    return p->in / p->groups;
+}
+
+static int group_out(const struct conv_params *p)
+{
+    return p->out / p->groups;
+}
+
+/* K: the length of one patch of one group. */
+static int patch_size(const struct conv_params *p)
+{
+    return group_in(p) * p->kernel[0] * p->kernel[1];
+}
+
+/* Whether the activations can be the matrix as they lie. */
+static bool is_pointwise(const struct conv_params *p)
+{
+    return p->kernel[0] == 1 && p->kernel[1] == 1 && p->stride[0] == 1 && p->stride[1] == 1 && !p->padding[0] &&
+           !p->padding[1] && p->groups == 1;
+}
+
+static bool conv_supports(const struct conv *conv)
+{
+    (void)conv;
+    return true;
+}
+
+/* Packed: bias[out], then weight[group][kernel_h][kernel_w][in / groups][out / groups]. */
+static size_t conv_packed_bytes(const struct conv *conv)
+{
+    const struct conv_params *p = &conv->params;
+
+    return ((size_t)p->out + (size_t)p->out * (size_t)patch_size(p)) * sizeof(float);
+}
+
+static void conv_pack(const struct conv *conv, const float *weight, const float *bias, void *packed)
+{
+    const struct conv_params *p = &conv->params;
+    const size_t in = (size_t)group_in(p), out = (size_t)group_out(p);
+    const size_t taps = (size_t)p->kernel[0] * (size_t)p->kernel[1];
+    float *to = packed;
+
+    memcpy(to, bias, (size_t)p->out * sizeof(float));
+    to += p->out;
+    for (size_t g = 0; g < (size_t)p->groups; g++, to += taps * in * out)
+        for (size_t o = 0; o < out; o++)
+            for (size_t i = 0; i < in; i++)
+                for (size_t t = 0; t < taps; t++)
+                    to[(t * in + i) * out + o] = weight[((g * out + o) * in + i) * taps + t];
+}
+
+static void conv_plan(const struct conv *conv, const struct conv_geometry *g, int threads, struct conv_work *work)
+{
+    const struct conv_params *p = &conv->params;
+    const int all_rows = g->n * g->out_h, out = group_out(p);
+    const size_t row_bytes = (size_t)g->out_w * (size_t)patch_size(p) * sizeof(float);
+    int rows = div_up(all_rows, threads), columns = out;
+
+    *work = (struct conv_work){0};
+    if (!is_pointwise(p)) {
+        /* Two strips a thread at least, so that one that was held up costs little. */
+        const size_t most = MAX_PATCH_BYTES / row_bytes;
+        rows = most < 1 ? 1 : min_int(rows, (int)(most > (size_t)all_rows ? (size_t)all_rows : most));
+    }
+    /* Few pixels to a strip: give the threads whole columns instead, so that the weights are read once. */
+    if (threads > 1 && rows * g->out_w < 128 && out >= threads * MIN_COLUMNS) {
+        columns = div_up(div_up(out, threads), 16) * 16;
+        rows = is_pointwise(p) ? all_rows : min_int(all_rows, rows * threads);
+    }
+    work->tile[TILE_ROWS] = rows;
+    work->tile[TILE_COLUMNS] = columns;
+    work->tasks = div_up(all_rows, rows) * p->groups * div_up(out, columns);
+    work->scratch_bytes = is_pointwise(p) ? 0 : (size_t)rows * row_bytes;
+}
+
+/* Gather the patches of output rows [row, row + rows) of one group: to[rows * out_w, K]. */
+static void gather_patches(const struct conv_params *p, const struct conv_geometry *g, const float *input, int group,
+                           int row, int rows, float *to)
+{
+    const size_t in = (size_t)group_in(p), bytes = in * sizeof(float);
+
+    for (int r = row; r < row + rows; r++) {
+        const int n = r / g->out_h, y = r % g->out_h;
+        for (int x = 0; x < g->out_w; x++)
+            for (int ky = 0; ky < p->kernel[0]; ky++) {
+                const int in_y = y * p->stride[0] - p->padding[0] + ky * p->dilation[0];
+                for (int kx = 0; kx < p->kernel[1]; kx++, to += in) {
+                    const int in_x = x * p->stride[1] - p->padding[1] + kx * p->dilation[1];
+                    if (in_y < 0 || in_y >= g->in_h || in_x < 0 || in_x >= g->in_w)
+                        memset(to, 0, bytes);
+                    else
+                        memcpy(to,
+                               input + (((size_t)n * (size_t)g->in_h + (size_t)in_y) * (size_t)g->in_w + (size_t)in_x) *
+                                           (size_t)p->in +
+                                   (size_t)group * in,
+                               bytes);
+                }
+            }
+    }
+}
+
+static void conv_run(const struct conv *conv, const struct conv_geometry *g, const struct conv_work *work,
+                     const struct conv_buffers *buffers, int task, void *scratch)
+{
+    const struct conv_params *p = &conv->params;
+    const int all_rows = g->n * g->out_h, k = patch_size(p);
+    const int row_tasks = div_up(all_rows, work->tile[TILE_ROWS]);
+    const int column_tasks = div_up(group_out(p), work->tile[TILE_COLUMNS]);
+    const int row = task % row_tasks * work->tile[TILE_ROWS];
+    const int column = task / row_tasks % column_tasks * work->tile[TILE_COLUMNS];
+    const int group = task / row_tasks / column_tasks;
+    const int rows = min_int(work->tile[TILE_ROWS], all_rows - row);
+    const int columns = min_int(work->tile[TILE_COLUMNS], group_out(p) - column);
+    const int pixels = rows * g->out_w, channel = group * group_out(p) + column;
+    const size_t at = (size_t)row * (size_t)g->out_w * (size_t)p->out + (size_t)channel;
+    const float *bias = (const float *)buffers->packed + channel;
+    const float *weight = (const float *)buffers->packed + p->out +
+                          (size_t)group * (size_t)k * (size_t)group_out(p) + column;
+    const float *input = buffers->input, *residual = buffers->residual;
+    float *output = (float *)buffers->output + at;
+    float beta = 0.0f;
+    int lda = k;
+
+    assert(task < work->tasks);
+    if (is_pointwise(p)) {
+        input += (size_t)row * (size_t)g->out_w * (size_t)p->in;
+        lda = p->in;
+    } else {
+        gather_patches(p, g, input, group, row, rows, scratch);
+        input = scratch;
+    }
+    if (conv->has_residual) {
+        for (int i = 0; i < pixels; i++)
+            for (int c = 0; c < columns; c++)
+                output[(size_t)i * (size_t)p->out + (size_t)c] =
+                    residual[at + (size_t)i * (size_t)p->out + (size_t)c];
+        beta = 1.0f;
+    }
+    if (pixels == 1)
+        cblas_sgemv(CblasRowMajor, CblasTrans, k, columns, 1.0f, weight, group_out(p), input, 1, beta, output, 1);
+    else
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, pixels, columns, k, 1.0f, input, lda, weight,
+                    group_out(p), beta, output, p->out);
+    for (int i = 0; i < pixels; i++) {
+        float *out = output + (size_t)i * (size_t)p->out;
+        if (conv->relu)
+            for (int c = 0; c < columns; c++)
+                out[c] = out[c] + bias[c] > 0.0f ? out[c] + bias[c] : 0.0f;
+        else
+            for (int c = 0; c < columns; c++)
+                out[c] += bias[c];
+    }
+}
+
+static const struct conv_kernel conv_sgemm = {
+    .name = "sgemm__openblas",
+    .supports = conv_supports,
+    .packed_bytes = conv_packed_bytes,
+    .pack = conv_pack,
+    .plan = conv_plan,
+    .run = conv_run,
+};
+
+static bool available(char *why, size_t why_size)
+{
+    (void)why;
+    (void)why_size;
+    openblas_set_num_threads(1);
+    return true;
+}
+
+static const struct conv_kernel *const convs[] = {&conv_sgemm, NULL};
+
+const struct kernels kernels_openblas = {
+    .name = "openblas",
+    .precision = "fp32",
+    .arithmetic = "OpenBLAS sgemm, float32",
+    .activation = ACTIVATION_F32,
+    .available = available,
+    .convs = convs,
+    .max_pool = pool_max_f32,
+    .avg_pool = pool_avg_f32,
+    .adaptive_avg_pool = pool_adaptive_avg_f32,
+    .from_f32 = copy_from_f32,
+    .to_f32 = copy_to_f32,
+};
