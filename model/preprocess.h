@@ -36,10 +36,16 @@ struct input_spec {
 struct preprocess_geometry {
     int resized_width, resized_height; /* equal to the image's when nothing is scaled */
     int left, top, width, height;
-    bool scaled; /* `native` had to scale down to max_native_pixels */
+    bool scaled; /* the mode's own size had more than max_native_pixels, so this one was scaled down further */
 };
 
-/* The geometry for a width x height image (both >= 1).
+/* The geometry for a width x height image (both >= 1). In torchvision's integer rule the long side follows
+ * the short one: long' = short' * long / short, rounded down.
+ *   crop     short' = spec->resize, then the centre; max_native_pixels plays no part
+ *   fit      short' = spec->fit, nothing cut
+ *   native   the image's own size
+ * A fit or native size of more than max_native_pixels (0 counts as 1) becomes the largest that this rule
+ * gives: short' = floor(sqrt(max * short / long)), at least 1, and long' at most max / short'.
  * Returns RN_OK, or RN_ERR_INPUT_SIZE when a crop is larger than the scaled image could ever be, or
  * RN_ERR_IMAGE_TOO_LARGE when the scaled sides do not fit an int. Thread-safe, allocates nothing. */
 RN_MUST_CHECK enum rn_status preprocess_plan(const struct input_spec *spec, enum input_size size,
