@@ -37,6 +37,8 @@ struct team {
     _Atomic int done;          /* finished tasks of this operation */
     _Atomic bool open;         /* a pass is running */
     _Atomic uint64_t inside;   /* bit i: helper slot i (1 .. threads - 1) is taken */
+    void (*on_begin)(void *arg);
+    void *on_begin_arg;
 
     pthread_mutex_t lock;      /* own helper threads sleep here between passes */
     pthread_cond_t wake;
@@ -168,6 +170,14 @@ void team_begin(struct team *team)
     } else {
         atomic_store(&team->open, true);
     }
+    if (team->on_begin)
+        team->on_begin(team->on_begin_arg);
+}
+
+void team_on_begin(struct team *team, void (*call)(void *arg), void *arg)
+{
+    team->on_begin = call;
+    team->on_begin_arg = arg;
 }
 
 void team_end(struct team *team)
