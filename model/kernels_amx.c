@@ -1,0 +1,907 @@
+/* kernels_amx.c - the bf16 table for CPUs with AMX (Sapphire Rapids and later): tile multiplications of bf16
+ * with float32 accumulation. The only file that touches tiles.
+ *
+ * One kernel computes every ungrouped convolution as
+ *     gather (copy the task's input rows into scratch, unless they can be read in place)
+ *     -> multiply (pairs of pixel tiles by pairs of channel tiles)
+ *     -> epilogue (residual, ReLU, rounding, one full cache line a pixel)
+ *
+ * A pixel tile holds `m` <= 16 output pixels x 32 inputs. It is loaded straight from memory with a constant
+ * distance from a pixel to the next, so the pixels of a tile must lie equally spaced for every tap. Three
+ * ways to get there:
+ *   direct  1x1, stride 1: the activations as they are
+ *   planes  the input is copied with its zero border into stride_y * stride_x planes (one per phase of the
+ *           stride), each [chunk of 32 channels][row][column][32]. Every tap then is a constant offset, and
+ *           output pixel (y, x) is position y * plane_w + x; the few positions between x = out_w and the next
+ *           row are multiplied and thrown away
+ *   runs    few input channels: rows are copied with their border, and one run of 32 elements covers several
+ *           columns of the kernel; tiles do not cross output rows
+ *
+ * Weights are packed per block of 32 output channels in the order in which they are used:
+ * [block][chunk][tap][2 tiles][16 pairs of inputs][16 outputs][2], after the bias (float32, padded to blocks).
+ *
+ * Tiles and vectors work side by side: the finished sums of one block of tiles are turned into outputs between
+ * the multiplications of the next. */
+
+#include "kernels.h"
+
+#if defined(__x86_64__)
+
+#include <assert.h>
+#include <cpuid.h>
+#include <errno.h>
+#include <immintrin.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "bf16.h"
+#include "kernels_pool.h"
+#include "sizes.h"
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+enum {
+    TILE = 16,              /* rows of a tile; float32 columns of one */
+    CHUNK = 32,             /* inputs of one tile multiplication */
+    BLOCK = 32,             /* output channels of a block: two tiles */
+    LINE = 64,              /* bytes of a tile's row */
+    STEP_BYTES = 2048,      /* weights of one step: two tiles */
+    SUM_FLOATS = 32 * BLOCK /* finished sums of two pixel tiles */
+};
+
+static int min_int(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+static int max_int(int a, int b)
+{
+    return a > b ? a : b;
+}
+
+static int ceil_div(int a, int b)
+{
+    return (a + b - 1) / b;
+}
+
+static int part_start(int count, int parts, int part)
+{
+    return (int)((int64_t)count * part / parts);
+}
+
+/* ---- what follows from the convolution alone ---- */
+
+enum source { SOURCE_DIRECT, SOURCE_PLANES, SOURCE_RUNS };
+
+struct form {
+    enum source source;
+    int chunks, taps; /* steps of a block: chunks * taps */
+    int blocks;       /* of output channels */
+};
+
+static struct form conv_form(const struct conv_params *p)
+{
+    const int channel_chunks = ceil_div(p->in, CHUNK), run_chunks = ceil_div(p->kernel[1] * p->in, CHUNK);
+    struct form f = {.source = SOURCE_PLANES, .chunks = channel_chunks, .taps = p->kernel[0] * p->kernel[1]};
+    const bool unit = f.taps == 1 && p->stride[0] == 1 && p->stride[1] == 1 && p->padding[0] == 0 && p->padding[1] == 0;
+
+    if (unit && p->in % CHUNK == 0) {
+        f.source = SOURCE_DIRECT;
+    } else if (p->dilation[1] == 1 && run_chunks * 10 <= p->kernel[1] * channel_chunks * 7) {
+        f.source = SOURCE_RUNS;
+        f.chunks = run_chunks;
+        f.taps = p->kernel[0];
+    }
+    f.blocks = ceil_div(p->out, BLOCK);
+    return f;
+}
+
+static size_t block_bytes(const struct form *f)
+{
+    return (size_t)f->chunks * (size_t)f->taps * STEP_BYTES;
+}
+
+static size_t bias_bytes(const struct form *f)
+{
+    return (size_t)f->blocks * BLOCK * sizeof(float);
+}
+
+static bool amx_supports(const struct conv *conv)
+{
+    return conv->params.groups == 1;
+}
+
+static size_t amx_packed_bytes(const struct conv *conv)
+{
+    const struct form f = conv_form(&conv->params);
+    return bias_bytes(&f) + (size_t)f.blocks * block_bytes(&f);
+}
+
+/* The weight that input `k` (0 .. 31) of a chunk and tap meets for output `o`; 0 outside. */
+static float weight_at(const struct conv_params *p, const struct form *f, const float *weight, int o, int chunk,
+                       int tap, int k)
+{
+    int c = chunk * CHUNK + k, area_index = tap;
+    if (f->source == SOURCE_RUNS) {
+        const int column = c / p->in;
+        if (column >= p->kernel[1])
+            return 0.0f;
+        c %= p->in;
+        area_index = tap * p->kernel[1] + column;
+    }
+    if (o >= p->out || c >= p->in)
+        return 0.0f;
+    return weight[((size_t)o * (size_t)p->in + (size_t)c) * (size_t)(p->kernel[0] * p->kernel[1]) +
+                  (size_t)area_index];
+}
+
+static void amx_pack(const struct conv *conv, const float *weight, const float *bias, void *packed)
+{
+    const struct conv_params *p = &conv->params;
+    const struct form f = conv_form(p);
+    bf16 *to = (bf16 *)((char *)packed + bias_bytes(&f));
+
+    memset(packed, 0, bias_bytes(&f));
+    memcpy(packed, bias, (size_t)p->out * sizeof(float));
+    for (int block = 0; block < f.blocks; block++)
+        for (int chunk = 0; chunk < f.chunks; chunk++)
+            for (int tap = 0; tap < f.taps; tap++)
+                for (int tile = 0; tile < BLOCK / TILE; tile++)
+                    for (int pair = 0; pair < CHUNK / 2; pair++)
+                        for (int i = 0; i < 2 * TILE; i++)
+                            *to++ = bf16_from_f32(weight_at(p, &f, weight, block * BLOCK + tile * TILE + i / 2, chunk,
+                                                            tap, pair * 2 + i % 2));
+}
+
+/* ---- what follows from the input size: a task is a strip of rows of one image by a range of blocks ---- */
+
+/* conv_work.tile */
+enum { WORK_STRIPS, WORK_RANGES };
+
+/* Bytes of input that one strip may bring into the second-level cache, and that one group of tiles may bring
+ * into the first while the blocks of weights pass by. */
+enum { STRIP_BYTES = 256 * 1024, GROUP_BYTES = 24 * 1024, CACHED_WEIGHT_BYTES = 640 * 1024 };
+
+/* How one strip's input lies in memory. */
+struct view {
+    int images, rows, width; /* what is cut into strips: `rows` rows of `width` output pixels in each image */
+    int strip_rows;          /* of the largest strip */
+    int m, tiles;            /* pixel tiles of the strip and rows of each */
+    int row_tiles;           /* runs: tiles of one row */
+    int plane_rows, plane_w; /* planes: rows and columns of one; runs: plane_w is columns of a padded row */
+    size_t row_bytes;        /* of input, for one output row */
+    size_t pixel_stride, chunk_stride; /* bytes */
+    size_t input_bytes;      /* of the copy */
+};
+
+/* Which residue of the stride a dimension's taps use. */
+static bool phase_used(const struct conv_params *p, int dimension, int phase)
+{
+    for (int k = 0; k < p->kernel[dimension]; k++)
+        if (k * p->dilation[dimension] % p->stride[dimension] == phase)
+            return true;
+    return false;
+}
+
+static int phases_used(const struct conv_params *p, int dimension)
+{
+    int used = 0;
+    for (int phase = 0; phase < p->stride[dimension]; phase++)
+        used += phase_used(p, dimension, phase);
+    return used;
+}
+
+/* The view of a strip of `strip_rows` rows; 0 for a whole image. */
+static struct view conv_view(const struct conv_params *p, const struct form *f, const struct conv_geometry *g,
+                             int strip_rows)
+{
+    struct view v = {.images = g->n, .rows = g->out_h, .width = g->out_w};
+    const int reach_y = (p->kernel[0] - 1) * p->dilation[0], reach_x = (p->kernel[1] - 1) * p->dilation[1];
+
+    if (f->source == SOURCE_DIRECT) {
+        v.images = 1;
+        v.rows = g->n * g->out_h * g->out_w;
+        v.width = 1;
+    }
+    v.strip_rows = strip_rows ? strip_rows : v.rows;
+    switch (f->source) {
+    case SOURCE_DIRECT:
+        v.row_bytes = v.pixel_stride = (size_t)p->in * sizeof(bf16);
+        v.chunk_stride = LINE;
+        v.tiles = ceil_div(v.strip_rows, TILE);
+        v.m = ceil_div(v.strip_rows, v.tiles);
+        break;
+    case SOURCE_PLANES: {
+        const int planes = phases_used(p, 0) * phases_used(p, 1);
+        v.plane_w = v.width + reach_x / p->stride[1];
+        v.plane_rows = v.strip_rows + reach_y / p->stride[0];
+        v.row_bytes = (size_t)planes * (size_t)v.plane_w * (size_t)f->chunks * LINE;
+        v.pixel_stride = LINE;
+        v.chunk_stride = (size_t)planes * (size_t)v.plane_rows * (size_t)v.plane_w * LINE;
+        const int positions = (v.strip_rows - 1) * v.plane_w + v.width;
+        v.tiles = ceil_div(positions, TILE);
+        v.m = ceil_div(positions, v.tiles);
+        v.input_bytes = (size_t)f->chunks * v.chunk_stride + TILE * LINE;
+        break;
+    }
+    case SOURCE_RUNS: {
+        const int in_rows = (v.strip_rows - 1) * p->stride[0] + reach_y + 1;
+        v.plane_w = (v.width - 1) * p->stride[1] + p->kernel[1];
+        v.row_bytes = (size_t)v.plane_w * (size_t)p->in * (size_t)p->stride[0] * sizeof(bf16);
+        v.pixel_stride = (size_t)p->stride[1] * (size_t)p->in * sizeof(bf16);
+        v.chunk_stride = LINE;
+        v.row_tiles = ceil_div(v.width, TILE);
+        v.m = ceil_div(v.width, v.row_tiles);
+        v.tiles = v.strip_rows * v.row_tiles;
+        /* The last tiles read past the end of a row, the last runs past the end of the last pixel. */
+        v.input_bytes = size_round_up((size_t)in_rows * (size_t)v.plane_w * (size_t)p->in * sizeof(bf16) +
+                                      TILE * v.pixel_stride + (size_t)f->chunks * LINE, LINE);
+        break;
+    }
+    }
+    return v;
+}
+
+/* Scratch: sums of two blocks of tiles, a line for what is thrown away, offsets of taps, maps of tiles, input. */
+struct scratch {
+    float *sums;
+    bf16 *sink;
+    size_t *tap_offset;   /* [taps], bytes */
+    size_t *tile_offset;  /* [tiles], bytes */
+    int32_t *pixel;       /* [tiles * m]: the strip's output pixel of each tile row; -1 for none */
+    char *input;
+    size_t bytes;
+};
+
+static struct scratch scratch_layout(const struct form *f, const struct view *v, void *base)
+{
+    struct scratch s = {0};
+    const size_t sums = 0, sink = sums + 2 * SUM_FLOATS * sizeof(float), taps = sink + BLOCK * sizeof(float);
+    const size_t tiles = taps + size_round_up((size_t)f->taps * sizeof(size_t), LINE);
+    const size_t pixels = tiles + size_round_up((size_t)v->tiles * sizeof(size_t), LINE);
+    const size_t input = pixels + size_round_up((size_t)v->tiles * TILE * sizeof(int32_t), LINE);
+    s.bytes = input + v->input_bytes;
+    if (base) {
+        s.sums = (float *)((char *)base + sums);
+        s.sink = (bf16 *)((char *)base + sink);
+        s.tap_offset = (size_t *)((char *)base + taps);
+        s.tile_offset = (size_t *)((char *)base + tiles);
+        s.pixel = (int32_t *)((char *)base + pixels);
+        s.input = (char *)base + input;
+    }
+    return s;
+}
+
+static void amx_plan(const struct conv *conv, const struct conv_geometry *g, int threads, struct conv_work *work)
+{
+    const struct form f = conv_form(&conv->params);
+    const struct view whole = conv_view(&conv->params, &f, g, 0);
+    const size_t weights = (size_t)f.blocks * block_bytes(&f), input = (size_t)whole.rows * whole.row_bytes;
+    const int unit = f.source == SOURCE_DIRECT ? 2 * TILE : 1; /* rows that should stay together */
+    const int most = ceil_div(whole.rows, unit);
+
+    int strips = min_int(most, (int)((input + STRIP_BYTES - 1) / STRIP_BYTES));
+    if (weights <= input && whole.images * strips % threads != 0)
+        strips = min_int(most, (int)size_round_up((size_t)strips, 1) + threads - strips % threads);
+    const int rows = min_int(whole.rows, ceil_div(most, strips) * unit);
+    strips = ceil_div(whole.rows, rows);
+    const int ranges = whole.images * strips % threads == 0 ? 1 : min_int(f.blocks, threads);
+
+    *work = (struct conv_work){.tasks = whole.images * strips * ranges};
+    work->tile[WORK_STRIPS] = strips;
+    work->tile[WORK_RANGES] = ranges;
+    for (int strip = 0; strip < strips; strip++) {
+        const int first = part_start(whole.rows, strips, strip), end = part_start(whole.rows, strips, strip + 1);
+        const struct view v = conv_view(&conv->params, &f, g, end - first);
+        const size_t bytes = scratch_layout(&f, &v, NULL).bytes;
+        if (bytes > work->scratch_bytes)
+            work->scratch_bytes = bytes;
+    }
+}
+
+/* ---- gather ---- */
+
+/* Copy `channels` values and fill up to whole lines with zeros, each line `stride` bytes after the other. */
+ALWAYS_INLINE void copy_pixel(const bf16 *from, int channels, char *to, size_t stride)
+{
+    int c = 0;
+    for (; c + CHUNK <= channels; c += CHUNK, to += stride)
+        _mm512_store_si512(to, _mm512_loadu_si512(from + c));
+    if (c < channels) {
+        const __mmask32 mask = (__mmask32)((1u << (channels - c)) - 1u);
+        _mm512_store_si512(to, _mm512_maskz_loadu_epi16(mask, from + c));
+    }
+}
+
+static void clear_pixels(char *to, int count, int chunks, size_t stride)
+{
+    for (int chunk = 0; chunk < chunks; chunk++)
+        memset(to + (size_t)chunk * stride, 0, (size_t)count * LINE);
+}
+
+/* Copy what output rows [first, first + view->strip_rows) of one image need. */
+static void gather_planes(const struct conv_params *p, const struct form *f, const struct conv_geometry *g,
+                          const struct view *v, const bf16 *image, int first, char *to)
+{
+    for (int phase_y = 0; phase_y < p->stride[0]; phase_y++) {
+        if (!phase_used(p, 0, phase_y))
+            continue;
+        for (int phase_x = 0; phase_x < p->stride[1]; phase_x++) {
+            if (!phase_used(p, 1, phase_x))
+                continue;
+            /* Columns [left, right) of the plane come from the image. */
+            const int shift = phase_x - p->padding[1], sx = p->stride[1];
+            const int left = min_int(v->plane_w, shift < 0 ? ceil_div(-shift, sx) : 0);
+            const int right = max_int(left, min_int(v->plane_w, g->in_w > shift ? ceil_div(g->in_w - shift, sx) : 0));
+            for (int row = 0; row < v->plane_rows; row++, to += (size_t)v->plane_w * LINE) {
+                const int y = (first + row) * p->stride[0] + phase_y - p->padding[0];
+                if (y < 0 || y >= g->in_h) {
+                    clear_pixels(to, v->plane_w, f->chunks, v->chunk_stride);
+                    continue;
+                }
+                const bf16 *line = image + (size_t)y * (size_t)g->in_w * (size_t)p->in;
+                clear_pixels(to, left, f->chunks, v->chunk_stride);
+                for (int x = left; x < right; x++)
+                    copy_pixel(line + (size_t)(x * sx + shift) * (size_t)p->in, p->in, to + (size_t)x * LINE,
+                               v->chunk_stride);
+                clear_pixels(to + (size_t)right * LINE, v->plane_w - right, f->chunks, v->chunk_stride);
+            }
+        }
+    }
+}
+
+static void gather_runs(const struct conv_params *p, const struct conv_geometry *g, const struct view *v,
+                        const bf16 *image, int first, char *to)
+{
+    const int in_rows = (v->strip_rows - 1) * p->stride[0] + (p->kernel[0] - 1) * p->dilation[0] + 1;
+    const int left = min_int(p->padding[1], v->plane_w), count = max_int(0, min_int(g->in_w, v->plane_w - left));
+    const size_t pixel = (size_t)p->in * sizeof(bf16), row_bytes = (size_t)v->plane_w * pixel;
+    const char *end = to + v->input_bytes;
+
+    for (int row = 0; row < in_rows; row++, to += row_bytes) {
+        const int y = first * p->stride[0] + row - p->padding[0];
+        if (y < 0 || y >= g->in_h) {
+            memset(to, 0, row_bytes);
+            continue;
+        }
+        memset(to, 0, (size_t)left * pixel);
+        memcpy(to + (size_t)left * pixel, image + (size_t)y * (size_t)g->in_w * (size_t)p->in, (size_t)count * pixel);
+        memset(to + (size_t)(left + count) * pixel, 0, row_bytes - (size_t)(left + count) * pixel);
+    }
+    memset(to, 0, (size_t)(end - to));
+}
+
+/* Where each tap reads, relative to a tile's offset. */
+static void fill_taps(const struct conv_params *p, const struct form *f, const struct view *v, size_t *offset)
+{
+    if (f->source != SOURCE_PLANES) { /* direct has one tap, at 0 */
+        for (int ky = 0; ky < f->taps; ky++)
+            offset[ky] = (size_t)(ky * p->dilation[0]) * (size_t)v->plane_w * (size_t)p->in * sizeof(bf16);
+        return;
+    }
+    const size_t plane_bytes = (size_t)v->plane_rows * (size_t)v->plane_w * LINE;
+    for (int ky = 0; ky < p->kernel[0]; ky++)
+        for (int kx = 0; kx < p->kernel[1]; kx++) {
+            const int y = ky * p->dilation[0], x = kx * p->dilation[1];
+            int plane = 0; /* rank of the used phase */
+            for (int phase = 0; phase < y % p->stride[0]; phase++)
+                plane += phase_used(p, 0, phase) ? phases_used(p, 1) : 0;
+            for (int phase = 0; phase < x % p->stride[1]; phase++)
+                plane += phase_used(p, 1, phase);
+            *offset++ = (size_t)plane * plane_bytes +
+                        ((size_t)(y / p->stride[0]) * (size_t)v->plane_w + (size_t)(x / p->stride[1])) * LINE;
+        }
+}
+
+static void fill_tiles(const struct conv_params *p, const struct form *f, const struct view *v, size_t *offset,
+                       int32_t *pixel)
+{
+    for (int tile = 0; tile < v->tiles; tile++, pixel += v->m) {
+        switch (f->source) {
+        case SOURCE_DIRECT: { /* the last tile overlaps its predecessor rather than the end */
+            const int begin = tile * v->m, at = min_int(begin, v->strip_rows - v->m);
+            offset[tile] = (size_t)at * v->pixel_stride;
+            for (int i = 0; i < v->m; i++)
+                pixel[i] = at + i < begin ? -1 : at + i;
+            break;
+        }
+        case SOURCE_PLANES:
+            offset[tile] = (size_t)(tile * v->m) * LINE;
+            for (int i = 0; i < v->m; i++) {
+                const int y = (tile * v->m + i) / v->plane_w, x = (tile * v->m + i) % v->plane_w;
+                pixel[i] = y < v->strip_rows && x < v->width ? y * v->width + x : -1;
+            }
+            break;
+        case SOURCE_RUNS: {
+            const int y = tile / v->row_tiles, x = tile % v->row_tiles * v->m;
+            offset[tile] = ((size_t)(y * p->stride[0]) * (size_t)v->plane_w + (size_t)(x * p->stride[1])) *
+                           (size_t)p->in * sizeof(bf16);
+            for (int i = 0; i < v->m; i++)
+                pixel[i] = x + i < v->width ? y * v->width + x + i : -1;
+            break;
+        }
+        }
+    }
+}
+
+/* ---- multiply ---- */
+
+/* Tiles: 0 .. 3 sums (pixel tile 0 and 1 by channel tile 0 and 1), 4 and 5 pixels, 6 and 7 weights. */
+struct tile_config {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+};
+
+static void tiles_configure(int m)
+{
+    struct tile_config config = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        config.row_bytes[i] = LINE;
+        config.rows[i] = (uint8_t)(i < 6 ? m : TILE);
+    }
+    __asm__ volatile("ldtilecfg %0" : : "m"(config));
+}
+
+/* Finished sums on their way to the output. */
+struct pending {
+    const float *sums;
+    const int32_t *pixel;
+    int rows, next;
+    char *out;            /* of the strip's first pixel, at the block's first channel */
+    const char *residual; /* likewise */
+    __mmask32 mask;       /* of channels that exist */
+};
+
+struct job {
+    size_t pixel_stride, chunk_stride;
+    const size_t *tap_offset;
+    int chunks, taps;
+    size_t out_stride; /* bytes from a pixel to the next */
+    __m512i floor;     /* ReLU on bf16 as 16-bit integers: 0, or the smallest of all */
+    float *sink;
+    bool relu, output_f32;
+};
+
+ALWAYS_INLINE __m512 widen(__m256i x)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+
+ALWAYS_INLINE void finish_rows(const struct job *job, struct pending *p, int count)
+{
+    const int end = min_int(p->rows, p->next + count);
+    for (; p->next < end; p->next++) {
+        const int32_t pixel = p->pixel[p->next];
+        const float *sums = p->sums + (size_t)p->next * BLOCK;
+        __m512 low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + TILE);
+        const size_t at = (size_t)pixel * job->out_stride;
+        if (p->residual && pixel >= 0) {
+            const __m512i r = _mm512_maskz_loadu_epi16(p->mask, p->residual + at);
+            low = _mm512_add_ps(low, widen(_mm512_castsi512_si256(r)));
+            high = _mm512_add_ps(high, widen(_mm512_extracti64x4_epi64(r, 1)));
+        }
+        char *out = pixel < 0 ? (char *)job->sink : p->out + at;
+        if (__builtin_expect(job->output_f32, 0)) {
+            if (job->relu) {
+                low = _mm512_max_ps(low, _mm512_setzero_ps());
+                high = _mm512_max_ps(high, _mm512_setzero_ps());
+            }
+            _mm512_mask_storeu_ps(out, (__mmask16)p->mask, low);
+            _mm512_mask_storeu_ps(out + LINE, (__mmask16)(p->mask >> TILE), high);
+        } else {
+            const __m512i pair = _mm512_max_epi16((__m512i)_mm512_cvtne2ps_pbh(high, low), job->floor);
+            if (__builtin_expect(p->mask == (__mmask32)-1, 1))
+                _mm512_storeu_si512(out, pair);
+            else
+                _mm512_mask_storeu_epi16(out, p->mask, pair);
+        }
+    }
+}
+
+/* One block of tiles: `tiles` (1 or 2) pixel tiles at a0 and a1 by 32 channels at b, sums into `sums`;
+ * meanwhile finish what is pending. */
+ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const char *a0, const char *a1, const char *b,
+                            const float *bias, float *sums, int m, struct pending *pending)
+{
+    const size_t stride = job->pixel_stride;
+    const int share = ceil_div(pending->rows, job->chunks * job->taps);
+
+    _tile_loadd(0, bias, 0);
+    _tile_loadd(1, bias + TILE, 0);
+    if (tiles > 1) {
+        _tile_loadd(2, bias, 0);
+        _tile_loadd(3, bias + TILE, 0);
+    }
+    for (int chunk = job->chunks; chunk > 0; chunk--, a0 += job->chunk_stride, a1 += job->chunk_stride) {
+        for (int tap = 0; tap < job->taps; tap++, b += STEP_BYTES) {
+            const size_t offset = job->tap_offset[tap];
+            _tile_loadd(4, a0 + offset, stride);
+            _tile_loadd(6, b, LINE);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, b + STEP_BYTES / 2, LINE);
+            _tile_dpbf16ps(1, 4, 7);
+            if (tiles > 1) {
+                _tile_loadd(5, a1 + offset, stride);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+            if (pending->next < pending->rows)
+                finish_rows(job, pending, share);
+        }
+    }
+    _tile_stored(0, sums, BLOCK * sizeof(float));
+    _tile_stored(1, sums + TILE, BLOCK * sizeof(float));
+    if (tiles > 1) {
+        _tile_stored(2, sums + m * BLOCK, BLOCK * sizeof(float));
+        _tile_stored(3, sums + m * BLOCK + TILE, BLOCK * sizeof(float));
+    }
+}
+
+static void amx_run(const struct conv *conv, const struct conv_geometry *g, const struct conv_work *work,
+                    const struct conv_buffers *buffers, int task, void *scratch)
+{
+    const struct conv_params *p = &conv->params;
+    const struct form f = conv_form(p);
+    const int strips = work->tile[WORK_STRIPS], ranges = work->tile[WORK_RANGES];
+    const int range = task % ranges, strip = task / ranges % strips, image = task / ranges / strips;
+    const int rows = conv_view(p, &f, g, 0).rows;
+    const int first = part_start(rows, strips, strip), end = part_start(rows, strips, strip + 1);
+    const struct view v = conv_view(p, &f, g, end - first);
+    const struct scratch s = scratch_layout(&f, &v, scratch);
+    const size_t element = conv->output_f32 ? sizeof(float) : sizeof(bf16);
+    const size_t first_pixel = ((size_t)image * (size_t)v.rows + (size_t)first) * (size_t)v.width;
+    const char *input = buffers->input;
+    const float *bias = buffers->packed;
+    const char *weights = (const char *)buffers->packed + bias_bytes(&f);
+
+    assert(task >= 0 && task < work->tasks && s.bytes <= work->scratch_bytes);
+    assert(!conv->has_residual || (buffers->residual && !conv->output_f32));
+
+    fill_taps(p, &f, &v, s.tap_offset);
+    fill_tiles(p, &f, &v, s.tile_offset, s.pixel);
+    if (f.source == SOURCE_DIRECT) {
+        input += first_pixel * v.pixel_stride;
+    } else {
+        const bf16 *from = (const bf16 *)buffers->input +
+                           (size_t)image * (size_t)g->in_h * (size_t)g->in_w * (size_t)p->in;
+        if (f.source == SOURCE_PLANES)
+            gather_planes(p, &f, g, &v, from, first, s.input);
+        else
+            gather_runs(p, g, &v, from, first, s.input);
+        input = s.input;
+    }
+    __asm__ volatile("" : : : "memory"); /* tile loads do not say what they read */
+
+    const struct job job = {
+        .pixel_stride = v.pixel_stride, .chunk_stride = v.chunk_stride, .tap_offset = s.tap_offset,
+        .chunks = f.chunks, .taps = f.taps, .out_stride = (size_t)p->out * element,
+        .floor = _mm512_set1_epi16(conv->relu ? 0 : INT16_MIN), .sink = (float *)s.sink,
+        .relu = conv->relu, .output_f32 = conv->output_f32,
+    };
+    /* All blocks pass by a group of tiles whose input stays in the first-level cache; but weights that do not
+     * stay in the second are read once. */
+    const int first_block = part_start(f.blocks, ranges, range), end_block = part_start(f.blocks, ranges, range + 1);
+    int group = v.tiles;
+    if ((size_t)(end_block - first_block) * block_bytes(&f) <= CACHED_WEIGHT_BYTES)
+        group = max_int(1, (int)(GROUP_BYTES / ((size_t)v.m * (size_t)f.chunks * LINE) / 2)) * 2;
+
+    struct pending pending = {0};
+    int sums = 0;
+    tiles_configure(v.m);
+    for (int begin = 0; begin < v.tiles; begin += group) {
+        const int stop = min_int(v.tiles, begin + group);
+        for (int block = first_block; block < end_block; block++) {
+            const char *b = weights + (size_t)block * block_bytes(&f);
+            const size_t channel = (size_t)block * BLOCK;
+            const int channels = min_int(BLOCK, p->out - block * BLOCK);
+            for (int tile = begin; tile < stop; tile += 2) {
+                const int count = min_int(2, stop - tile);
+                float *to = s.sums + (size_t)sums * SUM_FLOATS;
+                const char *a0 = input + s.tile_offset[tile];
+                if (count == 2)
+                    multiply(&job, 2, a0, input + s.tile_offset[tile + 1], b, bias + channel, to, v.m, &pending);
+                else
+                    multiply(&job, 1, a0, a0, b, bias + channel, to, v.m, &pending);
+                pending = (struct pending){
+                    .sums = to, .pixel = s.pixel + tile * v.m, .rows = count * v.m,
+                    .out = (char *)buffers->output + first_pixel * job.out_stride + channel * element,
+                    .residual = conv->has_residual ? (const char *)buffers->residual +
+                                                         first_pixel * job.out_stride + channel * element : NULL,
+                    .mask = channels == BLOCK ? (__mmask32)-1 : (__mmask32)((1u << channels) - 1u),
+                };
+                sums ^= 1;
+            }
+        }
+    }
+    finish_rows(&job, &pending, pending.rows);
+    _tile_release();
+}
+
+static const struct conv_kernel conv_tiles = {
+    .name = "tiles__amx_bf16",
+    .supports = amx_supports,
+    .packed_bytes = amx_packed_bytes,
+    .pack = amx_pack,
+    .plan = amx_plan,
+    .run = amx_run,
+};
+
+/* ---- grouped convolutions, plainly: one output row a task, vectorised by the compiler over outputs ---- */
+
+/* Packed: bias[out], then weight[kernel_h][kernel_w][in / groups][out] as float32 that bf16 can hold. */
+
+static bool grouped_supports(const struct conv *conv)
+{
+    (void)conv;
+    return true;
+}
+
+static size_t grouped_packed_bytes(const struct conv *conv)
+{
+    const struct conv_params *p = &conv->params;
+    return (size_t)p->out * (1 + (size_t)(p->in / p->groups) * (size_t)p->kernel[0] * (size_t)p->kernel[1]) *
+           sizeof(float);
+}
+
+static void grouped_pack(const struct conv *conv, const float *weight, const float *bias, void *packed)
+{
+    const struct conv_params *p = &conv->params;
+    const size_t in = (size_t)(p->in / p->groups), taps = (size_t)p->kernel[0] * (size_t)p->kernel[1];
+    const size_t out = (size_t)p->out;
+    float *to = packed;
+
+    memcpy(to, bias, out * sizeof(float));
+    to += out;
+    for (size_t o = 0; o < out; o++)
+        for (size_t i = 0; i < in; i++)
+            for (size_t t = 0; t < taps; t++)
+                to[(t * in + i) * out + o] = bf16_to_f32(bf16_from_f32(weight[(o * in + i) * taps + t]));
+}
+
+static void grouped_plan(const struct conv *conv, const struct conv_geometry *g, int threads, struct conv_work *work)
+{
+    (void)threads;
+    *work = (struct conv_work){.tasks = g->n * g->out_h, .scratch_bytes = (size_t)conv->params.out * sizeof(float)};
+}
+
+static void grouped_run(const struct conv *conv, const struct conv_geometry *g, const struct conv_work *work,
+                        const struct conv_buffers *buffers, int task, void *scratch)
+{
+    const struct conv_params *p = &conv->params;
+    const int in_group = p->in / p->groups, out_group = p->out / p->groups;
+    const int n = task / g->out_h, y = task % g->out_h;
+    const float *bias = buffers->packed, *weight = bias + p->out;
+    const bf16 *input = (const bf16 *)buffers->input + (size_t)n * (size_t)g->in_h * (size_t)g->in_w * (size_t)p->in;
+    float *sum = scratch;
+
+    assert(task >= 0 && task < work->tasks);
+    for (int x = 0; x < g->out_w; x++) {
+        const size_t at = ((size_t)task * (size_t)g->out_w + (size_t)x) * (size_t)p->out;
+        memcpy(sum, bias, (size_t)p->out * sizeof(float));
+        for (int ky = 0; ky < p->kernel[0]; ky++) {
+            const int in_y = y * p->stride[0] - p->padding[0] + ky * p->dilation[0];
+            if (in_y < 0 || in_y >= g->in_h)
+                continue;
+            for (int kx = 0; kx < p->kernel[1]; kx++) {
+                const int in_x = x * p->stride[1] - p->padding[1] + kx * p->dilation[1];
+                if (in_x < 0 || in_x >= g->in_w)
+                    continue;
+                const bf16 *pixel = input + ((size_t)in_y * (size_t)g->in_w + (size_t)in_x) * (size_t)p->in;
+                const float *w = weight + (size_t)(ky * p->kernel[1] + kx) * (size_t)in_group * (size_t)p->out;
+                for (int i = 0; i < in_group; i++, w += p->out)
+                    for (int group = 0; group < p->groups; group++) {
+                        const float value = bf16_to_f32(pixel[group * in_group + i]);
+                        float *s = sum + group * out_group;
+                        for (int o = 0; o < out_group; o++)
+                            s[o] += value * w[group * out_group + o];
+                    }
+            }
+        }
+        for (int o = 0; o < p->out; o++) {
+            float value = sum[o];
+            if (conv->has_residual)
+                value += bf16_to_f32(((const bf16 *)buffers->residual)[at + (size_t)o]);
+            if (conv->relu && !(value > 0.0f))
+                value = 0.0f;
+            if (conv->output_f32)
+                ((float *)buffers->output)[at + (size_t)o] = value;
+            else
+                ((bf16 *)buffers->output)[at + (size_t)o] = bf16_from_f32(value);
+        }
+    }
+}
+
+static const struct conv_kernel conv_grouped = {
+    .name = "grouped__bf16",
+    .supports = grouped_supports,
+    .packed_bytes = grouped_packed_bytes,
+    .pack = grouped_pack,
+    .plan = grouped_plan,
+    .run = grouped_run,
+};
+
+/* ---- pooling ---- */
+
+static const bf16 *pool_input(const struct pool *pool, int n, int y, int x)
+{
+    return (const bf16 *)pool->input +
+           (((size_t)n * (size_t)pool->in_h + (size_t)y) * (size_t)pool->in_w + (size_t)x) * (size_t)pool->channels;
+}
+
+static bf16 *pool_output(const struct pool *pool, int task, int x)
+{
+    return (bf16 *)pool->output + ((size_t)task * (size_t)pool->out_w + (size_t)x) * (size_t)pool->channels;
+}
+
+/* The first `count` of 32 or 16 lanes, all when there are more. */
+ALWAYS_INLINE __mmask32 first_lanes32(int count)
+{
+    return count >= 32 ? (__mmask32)-1 : (__mmask32)((1u << count) - 1u);
+}
+
+ALWAYS_INLINE __mmask16 first_lanes16(int count)
+{
+    return (__mmask16)(count >= 16 ? 0xffffu : (1u << count) - 1u);
+}
+
+/* bf16 <-> a 16-bit integer of the same order; its own inverse. */
+ALWAYS_INLINE __m512i ordered(__m512i x)
+{
+    return _mm512_xor_si512(x, _mm512_and_si512(_mm512_srai_epi16(x, 15), _mm512_set1_epi16(0x7fff)));
+}
+
+static void bf16_max_pool(const struct pool *pool, int task)
+{
+    const struct pool_params *p = pool->params;
+    const int n = task / pool->out_h, y = task % pool->out_h;
+    const __m512i lowest = ordered(_mm512_set1_epi16((short)0xff80)); /* minus infinity */
+
+    for (int x = 0; x < pool->out_w; x++) {
+        bf16 *out = pool_output(pool, task, x);
+        for (int c = 0; c < pool->channels; c += 32) {
+            const __mmask32 mask = first_lanes32(pool->channels - c);
+            __m512i best = lowest;
+            for (int ky = 0; ky < p->kernel[0]; ky++) {
+                const int in_y = y * p->stride[0] - p->padding[0] + ky * p->dilation[0];
+                if (in_y < 0 || in_y >= pool->in_h)
+                    continue;
+                for (int kx = 0; kx < p->kernel[1]; kx++) {
+                    const int in_x = x * p->stride[1] - p->padding[1] + kx * p->dilation[1];
+                    if (in_x < 0 || in_x >= pool->in_w)
+                        continue;
+                    const __m512i in = _mm512_maskz_loadu_epi16(mask, pool_input(pool, n, in_y, in_x) + c);
+                    best = _mm512_max_epi16(best, ordered(in));
+                }
+            }
+            _mm512_mask_storeu_epi16(out + c, mask, ordered(best));
+        }
+    }
+}
+
+/* out[channels] = sum of the pixels in [y0, y1) x [x0, x1), divided by `divisor`. */
+static void average(const struct pool *pool, int n, int y0, int y1, int x0, int x1, float divisor, bf16 *out)
+{
+    for (int c = 0; c < pool->channels; c += 16) {
+        const __mmask16 mask = first_lanes16(pool->channels - c);
+        __m512 sum = _mm512_setzero_ps();
+        for (int y = y0; y < y1; y++)
+            for (int x = x0; x < x1; x++)
+                sum = _mm512_add_ps(sum, widen(_mm256_maskz_loadu_epi16(mask, pool_input(pool, n, y, x) + c)));
+        sum = _mm512_div_ps(sum, _mm512_set1_ps(divisor));
+        _mm256_mask_storeu_epi16(out + c, mask, (__m256i)_mm512_cvtneps_pbh(sum));
+    }
+}
+
+static void bf16_avg_pool(const struct pool *pool, int task)
+{
+    const struct pool_params *p = pool->params;
+    const int n = task / pool->out_h, y = task % pool->out_h;
+    const int y0 = y * p->stride[0] - p->padding[0], y1 = min_int(y0 + p->kernel[0], pool->in_h + p->padding[0]);
+    const int in_y0 = max_int(y0, 0), in_y1 = min_int(y1, pool->in_h);
+
+    for (int x = 0; x < pool->out_w; x++) {
+        const int x0 = x * p->stride[1] - p->padding[1], x1 = min_int(x0 + p->kernel[1], pool->in_w + p->padding[1]);
+        const int in_x0 = max_int(x0, 0), in_x1 = min_int(x1, pool->in_w);
+        const int count = p->divisor_override     ? p->divisor_override
+                          : p->count_include_pad ? (y1 - y0) * (x1 - x0)
+                                                 : (in_y1 - in_y0) * (in_x1 - in_x0);
+        average(pool, n, in_y0, in_y1, in_x0, in_x1, (float)count, pool_output(pool, task, x));
+    }
+}
+
+static void bf16_adaptive_avg_pool(const struct pool *pool, int task)
+{
+    const int n = task / pool->out_h, y = task % pool->out_h;
+    const int y0 = adaptive_bin_begin(y, pool->in_h, pool->out_h), y1 = adaptive_bin_end(y, pool->in_h, pool->out_h);
+
+    for (int x = 0; x < pool->out_w; x++) {
+        const int x0 = adaptive_bin_begin(x, pool->in_w, pool->out_w);
+        const int x1 = adaptive_bin_end(x, pool->in_w, pool->out_w);
+        average(pool, n, y0, y1, x0, x1, (float)((y1 - y0) * (x1 - x0)), pool_output(pool, task, x));
+    }
+}
+
+/* ---- conversion ---- */
+
+static void bf16_from_floats(const float *in, void *out, size_t count)
+{
+    bf16 *to = out;
+    for (size_t i = 0; i < count; i += 16) {
+        const __mmask16 mask = count - i >= 16 ? (__mmask16)0xffff : first_lanes16((int)(count - i));
+        const __m512 x = _mm512_maskz_loadu_ps(mask, in + i);
+        _mm256_mask_storeu_epi16(to + i, mask, (__m256i)_mm512_cvtneps_pbh(x));
+    }
+}
+
+static void bf16_to_floats(const void *in, float *out, size_t count)
+{
+    const bf16 *from = in;
+    for (size_t i = 0; i < count; i += 16) {
+        const __mmask16 mask = count - i >= 16 ? (__mmask16)0xffff : first_lanes16((int)(count - i));
+        _mm512_mask_storeu_ps(out + i, mask, widen(_mm256_maskz_loadu_epi16(mask, from + i)));
+    }
+}
+
+/* ---- the table ---- */
+
+static uint64_t enabled_states(void)
+{
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+
+static bool refuse(char *why, size_t why_size, const char *reason)
+{
+    if (why && why_size)
+        (void)snprintf(why, why_size, "%s", reason);
+    return false;
+}
+
+static bool amx_available(char *why, size_t why_size)
+{
+    enum { GET_FEATURES = 7, OSXSAVE = 1 << 27 };
+    enum { STATE_AVX512 = 0xe6, STATE_TILES = 0x60000 };
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
+    const uint32_t avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
+    uint32_t a, b, c, d, bf16_a = 0, unused;
+
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE) || !__get_cpuid_count(GET_FEATURES, 0, &a, &b, &c, &d))
+        return refuse(why, why_size, "the CPU has no AVX-512");
+    if ((b & avx512) != avx512)
+        return refuse(why, why_size, "the CPU has no AVX-512 with F, BW, DQ and VL");
+    if (!(d & 1u << 24) || !(d & 1u << 22))
+        return refuse(why, why_size, "the CPU has no AMX tiles with bf16");
+    if (a < 1 || !__get_cpuid_count(GET_FEATURES, 1, &bf16_a, &unused, &unused, &unused) || !(bf16_a & 1u << 5))
+        return refuse(why, why_size, "the CPU has no AVX-512 BF16");
+    if ((enabled_states() & (STATE_AVX512 | STATE_TILES)) != (STATE_AVX512 | STATE_TILES))
+        return refuse(why, why_size, "the operating system has not enabled AMX tile state");
+    if (syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) != 0) {
+        if (why && why_size)
+            (void)snprintf(why, why_size, "the operating system refused AMX tile state: %s", strerror(errno));
+        return false;
+    }
+    return true;
+}
+
+static const struct conv_kernel *const amx_convs[] = {&conv_tiles, &conv_grouped, NULL};
+
+extern const struct kernels kernels_amx;
+const struct kernels kernels_amx = {
+    .name = "amx",
+    .precision = "bf16",
+    .arithmetic = "bf16 inputs, fp32 accumulation",
+    .activation = ACTIVATION_BF16,
+    .available = amx_available,
+    .convs = amx_convs,
+    .max_pool = bf16_max_pool,
+    .avg_pool = bf16_avg_pool,
+    .adaptive_avg_pool = bf16_adaptive_avg_pool,
+    .from_f32 = bf16_from_floats,
+    .to_f32 = bf16_to_floats,
+};
+
+#endif

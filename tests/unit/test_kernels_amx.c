@@ -1,0 +1,386 @@
+/* test_kernels_amx.c - the bf16 table against `ref` on the same rounded inputs and weights: odd shapes, every way
+ * in which the convolution reads its input, NaNs around and canaries behind every buffer. */
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "../../model/bf16.h"
+#include "../../model/kernels.h"
+#include "../../model/sizes.h"
+
+#if defined(__x86_64__)
+extern const struct kernels kernels_amx;
+static const struct kernels *const table = &kernels_amx;
+#else
+static const struct kernels *const table = NULL;
+#endif
+
+/* With equal factors only two things differ: the order of float32 sums, and one rounding to 8 bits. */
+static const double SUM_TOLERANCE = 2e-6;       /* of the largest sum of magnitudes */
+static const double ROUND_TOLERANCE = 0.00391; /* 2^-8: half a unit in the last place, and a tie turned over */
+
+enum { CANARY_BYTES = 256, CANARY = 0xa5, NAN_BYTE = 0xff };
+
+static bool absent;
+
+static int set_up(void **state)
+{
+    char why[200] = "not an x86-64 machine";
+    (void)state;
+    absent = !table || !table->available(why, sizeof why);
+    if (absent)
+        print_message("SKIPPING EVERY AMX TEST: %s\n", why);
+    return 0;
+}
+
+static uint32_t seed = 1;
+
+static float next_value(void)
+{
+    seed = seed * 1664525u + 1013904223u;
+    return bf16_to_f32(bf16_from_f32((float)(seed >> 8) * (1.0f / 8388608.0f) - 1.0f));
+}
+
+static float *values(size_t count)
+{
+    float *v = malloc((count + 1) * sizeof *v);
+    assert_non_null(v);
+    for (size_t i = 0; i < count; i++)
+        v[i] = next_value();
+    return v;
+}
+
+/* A 64-byte aligned buffer of `bytes`, with `byte` in it and around it. */
+static uint8_t *buffer(size_t bytes, int byte)
+{
+    uint8_t *b = aligned_alloc(64, size_round_up(bytes + 2 * CANARY_BYTES, 64));
+    assert_non_null(b);
+    memset(b, byte, size_round_up(bytes + 2 * CANARY_BYTES, 64));
+    return b + CANARY_BYTES;
+}
+
+static void release(uint8_t *b)
+{
+    free(b - CANARY_BYTES);
+}
+
+static void check_canaries(const uint8_t *b, size_t bytes, int byte)
+{
+    for (int i = 0; i < CANARY_BYTES; i++) {
+        assert_int_equal(b[-1 - i], byte);
+        assert_int_equal(b[bytes + (size_t)i], byte);
+    }
+}
+
+static uint8_t *to_bf16(const float *v, size_t count)
+{
+    uint8_t *b = buffer(count * sizeof(bf16), NAN_BYTE);
+    for (size_t i = 0; i < count; i++)
+        ((bf16 *)(void *)b)[i] = bf16_from_f32(v[i]);
+    return b;
+}
+
+static float element(const uint8_t *b, size_t i, bool f32)
+{
+    return f32 ? ((const float *)(const void *)b)[i] : bf16_to_f32(((const bf16 *)(const void *)b)[i]);
+}
+
+static void run_ref(const struct conv *conv, const struct conv_geometry *g, const float *input, const float *weight,
+                    const float *bias, const float *residual, float *output)
+{
+    const struct conv_kernel *kernel = kernels_conv(&kernels_ref, conv);
+    struct conv_work work;
+    kernel->plan(conv, g, 1, &work);
+    void *packed = malloc(kernel->packed_bytes(conv)), *scratch = malloc(work.scratch_bytes + 1);
+    assert_true(packed && scratch);
+    kernel->pack(conv, weight, bias, packed);
+    const struct conv_buffers b = {.input = input, .packed = packed, .residual = residual, .output = output};
+    for (int task = 0; task < work.tasks; task++)
+        kernel->run(conv, g, &work, &b, task, scratch);
+    free(scratch);
+    free(packed);
+}
+
+static int out_size(const struct conv_params *p, int dimension, int in)
+{
+    return (in + 2 * p->padding[dimension] - p->dilation[dimension] * (p->kernel[dimension] - 1) - 1) /
+               p->stride[dimension] + 1;
+}
+
+/* One convolution at one size through both tables, for several numbers of threads. */
+static void compare(const struct conv *conv, int n, int height, int width)
+{
+    const struct conv_params *p = &conv->params;
+    const struct conv_geometry g = {n, height, width, out_size(p, 0, height), out_size(p, 1, width)};
+    const size_t inputs = (size_t)n * (size_t)height * (size_t)width * (size_t)p->in;
+    const size_t outputs = (size_t)n * (size_t)g.out_h * (size_t)g.out_w * (size_t)p->out;
+    const size_t weights = (size_t)p->out * (size_t)(p->in / p->groups) * (size_t)(p->kernel[0] * p->kernel[1]);
+    const size_t out_bytes = outputs * (conv->output_f32 ? sizeof(float) : sizeof(bf16));
+    const struct conv_kernel *kernel = kernels_conv(table, conv);
+    float *input = values(inputs), *weight = values(weights), *bias = values((size_t)p->out);
+    float *residual = values(outputs), *expected = values(outputs);
+    uint8_t *in = to_bf16(input, inputs), *other = to_bf16(residual, outputs);
+    uint8_t *packed = buffer(kernel->packed_bytes(conv), CANARY);
+
+    run_ref(conv, &g, input, weight, bias, conv->has_residual ? residual : NULL, expected);
+    kernel->pack(conv, weight, bias, packed);
+    check_canaries(packed, kernel->packed_bytes(conv), CANARY);
+    for (int threads = 1; threads <= 5; threads++) {
+        const bool alias = conv->has_residual && threads % 2 == 0;
+        struct conv_work work;
+        kernel->plan(conv, &g, threads, &work);
+        assert_true(work.tasks >= 1);
+        uint8_t *scratch = buffer(work.scratch_bytes, NAN_BYTE);
+        uint8_t *out = buffer(out_bytes, CANARY);
+        if (alias)
+            memcpy(out, other, out_bytes);
+        const struct conv_buffers b = {.input = in, .packed = packed, .output = out,
+                                       .residual = !conv->has_residual ? NULL : alias ? out : other};
+        for (int task = work.tasks; task-- > 0;)
+            kernel->run(conv, &g, &work, &b, task, scratch);
+        check_canaries(out, out_bytes, CANARY);
+        check_canaries(scratch, work.scratch_bytes, NAN_BYTE);
+        const double sums = SUM_TOLERANCE * (double)(weights / (size_t)p->out);
+        for (size_t i = 0; i < outputs; i++) {
+            const double e = (double)expected[i], a = (double)element(out, i, conv->output_f32);
+            const double allowed = sums + (conv->output_f32 ? 0 : ROUND_TOLERANCE * fabs(e));
+            if (!(fabs(e - a) <= allowed))
+                fail_msg("%s: %d -> %d, kernel %dx%d stride %d, %dx%dx%d, %d threads, element %zu: %g, not %g",
+                         kernel->name, p->in, p->out, p->kernel[0], p->kernel[1], p->stride[0], n, height, width,
+                         threads, i, a, e);
+        }
+        release(out);
+        release(scratch);
+    }
+    release(packed);
+    release(other);
+    release(in);
+    free(expected);
+    free(residual);
+    free(bias);
+    free(weight);
+    free(input);
+}
+
+static struct conv conv_of(int in, int out, int kernel, int stride, int padding)
+{
+    return (struct conv){.params = {in, out, {kernel, kernel}, {stride, stride}, {padding, padding}, {1, 1}, 1}};
+}
+
+static void test_pointwise(void **state)
+{
+    static const int channels[][2] = {{32, 32}, {64, 256}, {256, 64}, {64, 1}, {96, 33}, {512, 70}, {33, 64},
+                                      {1, 1},   {31, 95},  {2048, 40}, {1024, 512}};
+    static const int sizes[][3] = {{1, 1, 1}, {1, 7, 7}, {3, 5, 3}, {1, 14, 14}, {1, 33, 1}, {2, 13, 29}};
+    (void)state;
+    if (absent)
+        skip();
+    for (size_t c = 0; c < sizeof channels / sizeof *channels; c++)
+        for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+            struct conv conv = conv_of(channels[c][0], channels[c][1], 1, 1, 0);
+            compare(&conv, sizes[s][0], sizes[s][1], sizes[s][2]);
+            conv.relu = true;
+            conv.has_residual = true;
+            compare(&conv, sizes[s][0], sizes[s][1], sizes[s][2]);
+        }
+}
+
+static void test_strided_pointwise(void **state)
+{
+    (void)state;
+    if (absent)
+        skip();
+    for (int size = 1; size <= 29; size += 4) {
+        const struct conv conv = conv_of(64, 96, 1, 2, 0), odd = conv_of(37, 40, 1, 3, 0);
+        compare(&conv, 2, size, 15);
+        compare(&odd, 1, 15, size);
+    }
+}
+
+static void test_3x3(void **state)
+{
+    static const int channels[][2] = {{64, 64}, {128, 32}, {32, 33}, {19, 37}, {8, 8}, {512, 64}, {16, 100}};
+    static const int sizes[][3] = {{1, 1, 1}, {1, 7, 7}, {2, 3, 5}, {1, 14, 14}, {1, 2, 57}, {1, 31, 30}, {3, 8, 1}};
+    (void)state;
+    if (absent)
+        skip();
+    for (size_t c = 0; c < sizeof channels / sizeof *channels; c++)
+        for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+            for (int stride = 1; stride <= 2; stride++) {
+                struct conv conv = conv_of(channels[c][0], channels[c][1], 3, stride, 1);
+                conv.relu = stride == 1;
+                conv.has_residual = s % 2 == 0;
+                compare(&conv, sizes[s][0], sizes[s][1], sizes[s][2]);
+            }
+}
+
+/* The stems of the families, one to a few input channels, and shapes that no network has. */
+static void test_odd_kernels(void **state)
+{
+    static const struct conv convs[] = {
+        {{3, 64, {7, 7}, {2, 2}, {3, 3}, {1, 1}, 1}, true, false, false},
+        {{1, 6, {5, 5}, {1, 1}, {2, 2}, {1, 1}, 1}, false, false, false},
+        {{6, 16, {5, 5}, {1, 1}, {0, 0}, {1, 1}, 1}, true, false, false},
+        {{3, 96, {11, 11}, {4, 4}, {1, 1}, {1, 1}, 1}, true, false, false},
+        {{3, 64, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, true, false, true},
+        {{40, 24, {3, 3}, {1, 1}, {2, 2}, {2, 2}, 1}, false, true, false},
+        {{40, 24, {3, 3}, {2, 2}, {3, 3}, {3, 3}, 1}, false, false, false},
+        {{32, 40, {1, 7}, {1, 2}, {0, 3}, {1, 1}, 1}, true, false, false},
+        {{32, 40, {5, 2}, {3, 1}, {2, 1}, {1, 2}, 1}, false, false, true},
+        {{5, 40, {2, 4}, {2, 3}, {1, 2}, {3, 1}, 1}, false, true, false},
+        {{64, 64, {1, 1}, {1, 1}, {1, 1}, {1, 1}, 1}, false, false, false},
+        {{48, 64, {6, 6}, {5, 5}, {1, 1}, {1, 1}, 1}, false, false, true},
+    };
+    (void)state;
+    if (absent)
+        skip();
+    for (size_t i = 0; i < sizeof convs / sizeof *convs; i++) {
+        compare(&convs[i], 1, 29, 31);
+        compare(&convs[i], 2, 10, 12);
+        compare(&convs[i], 1, 11, 67);
+    }
+}
+
+static void test_grouped(void **state)
+{
+    static const struct conv convs[] = {
+        {{32, 32, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 4}, true, true, false},
+        {{20, 40, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 20}, false, false, false},
+        {{12, 18, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 6}, false, false, true},
+    };
+    (void)state;
+    if (absent)
+        skip();
+    for (size_t i = 0; i < sizeof convs / sizeof *convs; i++)
+        compare(&convs[i], 2, 9, 7);
+}
+
+/* Linear with float32 output, as the last layer of a network. */
+static void test_linear(void **state)
+{
+    struct conv conv = conv_of(2048, 1000, 1, 1, 0);
+    (void)state;
+    if (absent)
+        skip();
+    conv.output_f32 = true;
+    compare(&conv, 1, 1, 1);
+    compare(&conv, 8, 1, 1);
+    conv.relu = true;
+    compare(&conv, 17, 1, 1);
+}
+
+/* Large enough to be cut into strips. */
+static void test_strips(void **state)
+{
+    const struct conv conv = conv_of(64, 64, 3, 1, 1), strided = conv_of(128, 32, 3, 2, 1),
+                      pointwise = conv_of(256, 64, 1, 1, 0), stem = conv_of(3, 64, 7, 2, 3);
+    (void)state;
+    if (absent)
+        skip();
+    compare(&conv, 1, 75, 81);
+    compare(&strided, 2, 60, 70);
+    compare(&pointwise, 1, 61, 59);
+    compare(&stem, 1, 225, 223);
+}
+
+static void compare_pool(void (*ref)(const struct pool *, int), void (*run)(const struct pool *, int),
+                         struct pool pool)
+{
+    const size_t inputs = (size_t)pool.n * (size_t)pool.in_h * (size_t)pool.in_w * (size_t)pool.channels;
+    const size_t outputs = (size_t)pool.n * (size_t)pool.out_h * (size_t)pool.out_w * (size_t)pool.channels;
+    float *input = values(inputs), *expected = values(outputs);
+    uint8_t *in = to_bf16(input, inputs), *out = buffer(outputs * sizeof(bf16), CANARY);
+
+    for (int task = 0; task < pool.n * pool.out_h; task++) {
+        pool.input = input;
+        pool.output = expected;
+        ref(&pool, task);
+        pool.input = in;
+        pool.output = out;
+        run(&pool, task);
+    }
+    check_canaries(out, outputs * sizeof(bf16), CANARY);
+    for (size_t i = 0; i < outputs; i++) {
+        const double e = (double)expected[i], a = (double)element(out, i, false);
+        assert_true(fabs(e - a) <= 1e-6 + ROUND_TOLERANCE * fabs(e));
+    }
+    release(out);
+    release(in);
+    free(expected);
+    free(input);
+}
+
+static void test_pools(void **state)
+{
+    static const struct pool_params params[] = {
+        {{3, 3}, {2, 2}, {1, 1}, {1, 1}, false, true, 0},
+        {{2, 2}, {2, 2}, {0, 0}, {1, 1}, false, false, 0},
+        {{3, 2}, {1, 3}, {1, 0}, {1, 1}, false, false, 5},
+    };
+    static const int channels[] = {1, 15, 16, 33, 64, 100};
+    (void)state;
+    if (absent)
+        skip();
+    for (size_t c = 0; c < sizeof channels / sizeof *channels; c++) {
+        for (size_t i = 0; i < sizeof params / sizeof *params; i++) {
+            const struct pool_params *p = &params[i];
+            const struct pool pool = {.params = p, .n = 2, .channels = channels[c], .in_h = 11, .in_w = 8,
+                                      .out_h = (11 + 2 * p->padding[0] - p->kernel[0]) / p->stride[0] + 1,
+                                      .out_w = (8 + 2 * p->padding[1] - p->kernel[1]) / p->stride[1] + 1};
+            compare_pool(kernels_ref.max_pool, table->max_pool, pool);
+            compare_pool(kernels_ref.avg_pool, table->avg_pool, pool);
+        }
+        const struct pool adaptive = {.n = 2, .channels = channels[c], .in_h = 9, .in_w = 7, .out_h = 4, .out_w = 1};
+        compare_pool(kernels_ref.adaptive_avg_pool, table->adaptive_avg_pool, adaptive);
+    }
+}
+
+static void test_conversion(void **state)
+{
+    static const float special[] = {0.0f, -0.0f, 1.0f, -1.0f, 1.00390625f, 1.01171875f, 3.3895314e38f, 3.4e38f,
+                                    INFINITY, -INFINITY, 1.1754944e-38f, 123.456f};
+    (void)state;
+    assert_int_equal(bf16_from_f32(1.00390625f), 0x3f80); /* a tie goes to even, down */
+    assert_int_equal(bf16_from_f32(1.01171875f), 0x3f82); /* and up */
+    assert_int_equal(bf16_from_f32(3.4e38f), 0x7f80);
+    assert_true(isnan(bf16_to_f32(bf16_from_f32(NAN))));
+    if (absent)
+        skip();
+    for (size_t count = 0; count < 70; count++) {
+        float *in = values(count), *back = malloc((count + 1) * sizeof *back);
+        uint8_t *out = buffer(count * sizeof(bf16), CANARY);
+        assert_non_null(back);
+        for (size_t i = 0; i < count; i++)
+            in[i] = i < sizeof special / sizeof *special ? special[i] : in[i] * 1.0017f;
+        table->from_f32(in, out, count);
+        check_canaries(out, count * sizeof(bf16), CANARY);
+        back[count] = 7.0f;
+        table->to_f32(out, back, count);
+        assert_true(back[count] == 7.0f);
+        for (size_t i = 0; i < count; i++) {
+            assert_int_equal(((bf16 *)(void *)out)[i], bf16_from_f32(in[i]));
+            assert_true(back[i] == bf16_to_f32(bf16_from_f32(in[i])));
+        }
+        release(out);
+        free(back);
+        free(in);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_conversion), cmocka_unit_test(test_pointwise), cmocka_unit_test(test_strided_pointwise),
+        cmocka_unit_test(test_3x3),        cmocka_unit_test(test_odd_kernels), cmocka_unit_test(test_grouped),
+        cmocka_unit_test(test_linear),     cmocka_unit_test(test_strips),    cmocka_unit_test(test_pools),
+    };
+    return cmocka_run_group_tests(tests, set_up, NULL);
+}
