@@ -14,9 +14,12 @@ struct labels {
     char *text;    /* what ids and labels point into */
 };
 
-/* Read `path`. Lines must be numbered 0, 1, 2, ... RN_ERR_IO, RN_ERR_DESCRIPTION (with the line), RN_ERR_NOMEM;
- * `out` is zeroed on failure. */
+/* Read `path`: UTF-8, lines numbered 0, 1, 2, ..., each with an id and a label of at least one character; the last
+ * line's end may be missing, and lines may end in CR LF. RN_ERR_IO, RN_ERR_DESCRIPTION (with the path and the line),
+ * RN_ERR_NOMEM; `out` is zeroed on failure. */
 RN_MUST_CHECK enum rn_status labels_read(const char *path, struct labels *out, struct rn_error *error);
+
+/* NULL and zeroed structs are fine; the struct is zeroed. */
 void labels_free(struct labels *labels);
 
 #endif
