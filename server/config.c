@@ -583,6 +583,10 @@ static enum rn_status add_model(struct config *config, const char *folder, const
     return status == RN_OK ? resolve_path(folder, weights, &model->weights, error) : status;
 }
 
+static const char DEMO_NOTE[] =
+    "no models configured and no ImageNet weights found: serving the bundled demo model, which knows 64 everyday "
+    "classes; make weights downloads ResNet-50 for ImageNet";
+
 /* Which model to serve when nothing is configured: ImageNet if someone fetched the weights, else the demo. */
 static enum rn_status choose_models(struct config *config, const char *data_folder, struct rn_error *error)
 {
@@ -610,12 +614,8 @@ static enum rn_status choose_models(struct config *config, const char *data_fold
         status = add_model(config, data_folder, IMAGENET[i].description, IMAGENET[i].weights, error);
         return status == RN_OK ? copy_text(note, &config->default_note, error) : status;
     }
-    snprintf(note, sizeof note,
-             "no models configured and no ImageNet weights in %s/../weights: serving the bundled demo model, which "
-             "knows 64 everyday classes (make weights downloads ResNet-50 for ImageNet)",
-             data_folder);
     status = add_model(config, data_folder, "models/demo64.json", "weights/demo64.safetensors", error);
-    return status == RN_OK ? copy_text(note, &config->default_note, error) : status;
+    return status == RN_OK ? copy_text(DEMO_NOTE, &config->default_note, error) : status;
 }
 
 /* What one key alone cannot show. */
