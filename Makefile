@@ -120,6 +120,9 @@ $(B)/resnetd: $(SERVER_OBJECTS) $(B)/libmodel.a
 	$(call say,LD      ,$@)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS) -lm
 
+# embed.c copies these into the binary.
+$(B)/server/embed.o: $(wildcard server/page/* server/openapi.json)
+
 # Unit tests link the library and the server's objects but main.o. Allocation goes through wrappers, so
 # that a test can let the Nth allocation fail (tests/unit/fail_alloc.h).
 WRAP := -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc,--wrap=strdup

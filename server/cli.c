@@ -47,7 +47,7 @@ static const struct option {
     {"top-k", "N", "how many classes (5)"},
     {"size", "native|fit|crop", "what reaches the network (the model's default)"},
     {"orient", "exif|ignore", "whether the EXIF orientation is applied (exif)"},
-    {"json", NULL, "one JSON object a line"},
+    {"json", NULL, "JSON, as the server answers"},
     {"output", "FILE", "where to write; - is standard output"},
     {"stages", NULL, "print the shape of every module's output as JSON"},
     {"input", "HxW", "input height and width (the model's crop)"},
@@ -117,8 +117,8 @@ static int print_help(void)
         if (key->flag)
             print_option(key->flag, key->kind, help);
     }
-    print_option("help", NULL, "");
-    print_option("version", NULL, "");
+    print_option("help", NULL, "print this");
+    print_option("version", NULL, "print the version");
     printf("\nKeys of the configuration; limits.max_files is RESNETD_LIMITS_MAX_FILES in the environment:\n");
     for (size_t i = 0; config_key_at(i); i++) {
         const struct config_key *key = config_key_at(i);

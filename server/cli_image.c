@@ -11,22 +11,43 @@
 #include "errors.h"
 #include "json.h"
 #include "npy.h"
+#include "reply.h"
 
 /* A tensor file is the operator's own: only absurd ones are refused. */
 static const uint64_t MAX_TENSOR_BYTES = (uint64_t)8 << 30;
 
 /* ---------------------------------------------------------------------------------------------- classify */
 
-static void print_line(struct json *json)
+static void print_json(struct json *json)
 {
-    size_t length;
-    char *text = json_take(json, &length);
+    char *text = json_take(json, NULL);
 
     if (text)
-        puts(text);
+        fputs(text, stdout);
     else
         fputs("resnetd: out of memory for the answer\n", stderr);
     free(text);
+}
+
+/* One element of the array that --json prints: what the server would reply, and the file's name. */
+static void print_json_result(const char *path, const struct model *model, const struct classify_result *result)
+{
+    const struct reply_timing timing = {
+        .decode_ns = result->decode_ns,
+        .preprocess_ns = result->preprocess_ns,
+        .inference_ns = result->inference_ns,
+        .total_ns = result->decode_ns + result->preprocess_ns + result->inference_ns,
+    };
+    struct json json = {0};
+
+    json_open(&json, NULL, '{');
+    json_string(&json, "file", path);
+    json_string(&json, "model", model_name(model));
+    reply_write_result(&json, model, result, true, 1);
+    json_line(&json, 1);
+    reply_write_timing(&json, &timing);
+    json_close(&json, '}');
+    print_json(&json);
 }
 
 static void print_json_error(const char *path, const struct rn_error *error)
@@ -35,58 +56,9 @@ static void print_json_error(const char *path, const struct rn_error *error)
 
     json_open(&json, NULL, '{');
     json_string(&json, "file", path);
-    json_open(&json, "error", '{');
-    json_string(&json, "code", api_error_info(api_error_from_status(error->code))->code);
-    json_string(&json, "message", error->text);
+    reply_write_error(&json, api_error_from_status(error->code), error->text);
     json_close(&json, '}');
-    json_close(&json, '}');
-    print_line(&json);
-}
-
-static void print_json_result(const char *path, const struct model *model, const struct classify_result *result)
-{
-    const struct labels *labels = model_labels(model);
-    struct json json = {0};
-
-    json_open(&json, NULL, '{');
-    json_string(&json, "file", path);
-    json_string(&json, "model", model_name(model));
-    json_open(&json, "image", '{');
-    json_string(&json, "format", image_format_name(result->format));
-    json_integer(&json, "width", result->width);
-    json_integer(&json, "height", result->height);
-    json_integer(&json, "orientation", result->orientation);
-    json_close(&json, '}');
-    json_open(&json, "input", '{');
-    json_string(&json, "size", input_size_name(result->input_size));
-    json_bool(&json, "scaled", result->scaled);
-    json_open(&json, "shape", '[');
-    json_integer(&json, NULL, result->input.n);
-    json_integer(&json, NULL, result->input.c);
-    json_integer(&json, NULL, result->input.h);
-    json_integer(&json, NULL, result->input.w);
-    json_close(&json, ']');
-    json_close(&json, '}');
-    json_open(&json, "predictions", '[');
-    for (int i = 0; i < result->prediction_count; i++) {
-        const struct prediction *prediction = &result->predictions[i];
-        json_open(&json, NULL, '{');
-        json_integer(&json, "class", prediction->class_index);
-        if ((size_t)prediction->class_index < labels->count) {
-            json_string(&json, "id", labels->ids[prediction->class_index]);
-            json_string(&json, "label", labels->labels[prediction->class_index]);
-        }
-        json_digits(&json, "probability", prediction->probability, 6);
-        json_close(&json, '}');
-    }
-    json_close(&json, ']');
-    json_open(&json, "timing_ms", '{');
-    json_decimals(&json, "decode", clock_ms(result->decode_ns), 2);
-    json_decimals(&json, "preprocess", clock_ms(result->preprocess_ns), 2);
-    json_decimals(&json, "inference", clock_ms(result->inference_ns), 2);
-    json_close(&json, '}');
-    json_close(&json, '}');
-    print_line(&json);
+    print_json(&json);
 }
 
 static void print_result(const char *path, const struct model *model, const struct classify_result *result)
@@ -147,12 +119,16 @@ int cli_classify(struct cli *cli)
     if (!cli->json && cli->config.default_note)
         fprintf(stderr, "resnetd: %s\n", cli->config.default_note);
     for (int i = 0; i < cli->file_count; i++) {
+        if (cli->json)
+            fputs(i == 0 ? "[" : ",\n ", stdout);
         if (classify_file(cli, &engine, cli->files[i], &error) == RN_OK)
             continue;
         status = cli_fail(cli->files[i], &error);
         if (cli->json)
             print_json_error(cli->files[i], &error);
     }
+    if (cli->json)
+        puts("]");
     cli_engine_close(&engine);
     return status;
 }
@@ -277,7 +253,8 @@ static void print_stages(const struct plan *plan)
         json_close(&json, '}');
     }
     json_close(&json, ']');
-    print_line(&json);
+    json_bytes(&json, "\n", 1);
+    print_json(&json);
 }
 
 static enum rn_status infer(const struct cli *cli, const struct cli_engine *engine, const float *tensor,

@@ -66,7 +66,7 @@ int cli_kernels(struct cli *cli)
     for (const struct kernels *const *table = kernels_all; *table; table++) {
         char why[160] = "";
         bool available = (*table)->available(why, sizeof why);
-        printf("%-10s %-5s %-36s %s%s\n", (*table)->name, (*table)->precision, (*table)->arithmetic,
+        printf("%-10s %-5s %-46s %s%s\n", (*table)->name, (*table)->precision, (*table)->arithmetic,
                !available ? "not here: " : *table == chosen ? "in use" : "available", available ? "" : why);
     }
     printf("threads    %d\n", cli_threads(cli));
