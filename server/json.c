@@ -119,13 +119,23 @@ void json_quoted(struct json *json, const char *value, size_t length)
 
 static void put_key(struct json *json, const char *key)
 {
-    if (json->comma)
-        json_bytes(json, ", ", 2);
+    if (json->comma) {
+        put_char(json, ',');
+        put_char(json, json->indent > 0 ? '\n' : ' ');
+        for (int i = 0; i < json->indent; i++)
+            put_char(json, ' ');
+    }
+    json->indent = 0;
     json->comma = true;
     if (key) {
         json_quoted(json, key, strlen(key));
         json_bytes(json, ": ", 2);
     }
+}
+
+void json_line(struct json *json, int indent)
+{
+    json->indent = indent;
 }
 
 void json_open(struct json *json, const char *key, char bracket)

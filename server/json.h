@@ -16,6 +16,7 @@ struct json {
     size_t length, capacity;
     bool failed;
     bool comma; /* a value stands before the next one */
+    int indent; /* 0: go on in the same line; else start a line before the next value, after its comma */
 };
 
 enum { JSON_MAX_BYTES = 64 << 20 }; /* nothing that the server writes comes near it */
@@ -30,6 +31,9 @@ void json_unsigned(struct json *json, const char *key, uint64_t value);
 void json_bool(struct json *json, const char *key, bool value);
 void json_digits(struct json *json, const char *key, double value, int digits);     /* significant digits; null if not finite */
 void json_decimals(struct json *json, const char *key, double value, int decimals); /* places after the point; likewise */
+
+/* Start a new line, `indent` columns in, before the next member or element (not before the first one). */
+void json_line(struct json *json, int indent);
 
 /* Append bytes as they are: white space, a line's end, the text format of the log. */
 void json_bytes(struct json *json, const char *text, size_t length);

@@ -1,0 +1,14 @@
+/* embed.h - documents that are part of the binary. */
+
+#ifndef RESNETD_SERVER_EMBED_H
+#define RESNETD_SERVER_EMBED_H
+
+#include <stddef.h>
+
+/* The web page, server/page/index.html. */
+extern const char embed_page[], embed_page_end[];
+
+/* The API's description, server/openapi.json, with @VERSION@ for the version. */
+extern const char embed_openapi[], embed_openapi_end[];
+
+#endif
