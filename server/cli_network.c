@@ -8,6 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "json.h"
+#include "reply.h"
+
 /* "400x300": height x width. */
 static bool parse_input(const char *text, int *height, int *width)
 {
@@ -20,6 +23,20 @@ static bool parse_input(const char *text, int *height, int *width)
     *height = (int)h;
     *width = (int)w;
     return *end == 0 && h >= 1 && w >= 1 && h <= INT_MAX && w <= INT_MAX;
+}
+
+static enum rn_status print_summary_json(const struct plan *plan, struct rn_error *error)
+{
+    struct json json = {0};
+    char *text;
+
+    reply_write_summary(&json, plan->network->name, plan);
+    text = json_take(&json, NULL);
+    if (!text)
+        return rn_fail_nomem(error, "the summary");
+    puts(text);
+    free(text);
+    return RN_OK;
 }
 
 int cli_summary(struct cli *cli)
@@ -38,7 +55,10 @@ int cli_summary(struct cli *cli)
         height = width = network.input.crop;
     status = plan_init(&plan, &network, 1, height, width, &error);
     if (status == RN_OK) {
-        plan_print_summary(&plan, stdout);
+        if (cli->json)
+            status = print_summary_json(&plan, &error);
+        else
+            plan_print_summary(&plan, stdout);
         plan_free(&plan);
     }
     network_free(&network);

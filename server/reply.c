@@ -186,12 +186,12 @@ void reply_write_model(struct json *json, const struct model *model, bool is_def
     json_close(json, '}');
 }
 
-void reply_write_summary(struct json *json, const struct model *model, const struct plan *plan)
+void reply_write_summary(struct json *json, const char *name, const struct plan *plan)
 {
     const struct plan_totals totals = plan_totals(plan);
 
     json_open(json, NULL, '{');
-    json_string(json, "model", model_name(model));
+    json_string(json, "model", name);
     json_open(json, "input", '{');
     write_shape(json, "shape", &plan->input);
     json_close(json, '}');

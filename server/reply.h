@@ -32,7 +32,7 @@ void reply_write_error(struct json *json, enum api_error error, const char *mess
 /* One element of the list of models; `more` adds what only the model's own page shows: modules, labels. */
 void reply_write_model(struct json *json, const struct model *model, bool is_default, bool more);
 
-/* {"model", "input", "rows", "totals"} */
-void reply_write_summary(struct json *json, const struct model *model, const struct plan *plan);
+/* {"model": name, "input", "rows", "totals"} */
+void reply_write_summary(struct json *json, const char *name, const struct plan *plan);
 
 #endif

@@ -327,7 +327,7 @@ static void answer_summary(struct exchange *exchange)
             plan_print_summary(&plan, out);
         reply_text(exchange, out, &text, &size, "text/plain; charset=utf-8");
     } else {
-        reply_write_summary(&json, exchange->model, &plan);
+        reply_write_summary(&json, model_name(exchange->model), &plan);
         exchange_reply_json(exchange, 200, &json);
     }
     plan_free(&plan);
