@@ -159,7 +159,7 @@ static enum rn_status transpose(struct image *image, bool flip_h, bool flip_v, s
 {
     enum { TILE = 32 };
     const size_t channels = (size_t)image->channels, width = (size_t)image->width, height = (size_t)image->height;
-    const size_t stride = height * channels; /* of the result */
+    const size_t stride = height * channels;  /* of the result */
     uint8_t *turned = malloc(stride * width); /* image_reserve counted it; not larger than the pixels */
 
     if (!turned)

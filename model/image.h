@@ -17,20 +17,20 @@ enum image_format { IMAGE_FORMAT_UNKNOWN = 0, IMAGE_FORMAT_JPEG, IMAGE_FORMAT_PN
 
 /* 8-bit pixels, channels interleaved, rows `stride` bytes apart, top row first. */
 struct image {
-    int width, height;   /* as stored in pixels (after orientation, once that was applied) */
-    int channels;        /* 3: RGB; 1: grey */
-    size_t stride;       /* bytes from a row to the next, >= width * channels */
-    uint8_t *pixels;     /* heap, owned by the struct; NULL when empty */
+    int width, height; /* as stored in pixels (after orientation, once that was applied) */
+    int channels;      /* 3: RGB; 1: grey */
+    size_t stride;     /* bytes from a row to the next, >= width * channels */
+    uint8_t *pixels;   /* heap, owned by the struct; NULL when empty */
     enum image_format format;
     int file_width, file_height; /* as the file's header says, before orientation */
-    int orientation;     /* EXIF tag 0x0112 of the file, 1..8; 1 when absent or invalid */
+    int orientation;             /* EXIF tag 0x0112 of the file, 1..8; 1 when absent or invalid */
 };
 
 /* Bounds on one decode; all are checked before memory is allocated for pixels. */
 struct image_limits {
-    uint64_t max_pixels;   /* width * height above this: RN_ERR_IMAGE_TOO_LARGE */
-    uint64_t max_bytes;    /* working memory of the decoder + pixels above this: RN_ERR_MEMORY_BUDGET */
-    uint64_t deadline_ns;  /* CLOCK_MONOTONIC; 0 for none. Past it: RN_ERR_DEADLINE */
+    uint64_t max_pixels;  /* width * height above this: RN_ERR_IMAGE_TOO_LARGE */
+    uint64_t max_bytes;   /* working memory of the decoder + pixels above this: RN_ERR_MEMORY_BUDGET */
+    uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0 for none. Past it: RN_ERR_DEADLINE */
 };
 
 struct image_options {

@@ -31,8 +31,8 @@ struct jpeg_decoder {
 
     const struct image_options *options;
     struct image *image;
-    uint8_t *cmyk_row; /* width * 4, for four-component files only */
-    int exif_orientation; /* of the first Exif segment so far; 0 for none */
+    uint8_t *cmyk_row;     /* width * 4, for four-component files only */
+    int exif_orientation;  /* of the first Exif segment so far; 0 for none */
     enum rn_status status; /* what failed, when the guard is jumped to */
     struct rn_error *error;
 };
@@ -95,8 +95,8 @@ static void on_progress(j_common_ptr cinfo)
     struct jpeg_decoder *decoder = cinfo->client_data;
 
     if (decoder->cinfo.input_scan_number > MAX_SCANS)
-        give_up(decoder, rn_fail(decoder->error, RN_ERR_IMAGE_UNSUPPORTED, "the JPEG has more than %d scans",
-                                 (int)MAX_SCANS));
+        give_up(decoder,
+                rn_fail(decoder->error, RN_ERR_IMAGE_UNSUPPORTED, "the JPEG has more than %d scans", (int)MAX_SCANS));
     enum rn_status status = image_check_deadline(&decoder->options->limits, decoder->error);
     if (status != RN_OK)
         give_up(decoder, status);

@@ -23,6 +23,7 @@ struct png_decoder {
 
     const uint8_t *data;
     size_t size, offset; /* offset: next byte to read */
+    bool cut_off;        /* the file ends inside a chunk */
     const struct image_options *options;
     struct image *image;
     enum rn_status status; /* what failed, when the guard is jumped to */
@@ -49,13 +50,18 @@ static void on_warning(png_structp png, png_const_charp message)
     (void)message;
 }
 
+static _Noreturn void fail_truncated(struct png_decoder *decoder)
+{
+    give_up(decoder, rn_fail(decoder->error, RN_ERR_IMAGE_TRUNCATED,
+                             "the PNG ends before its image does, the upload may have been cut off"));
+}
+
 static void on_read(png_structp png, png_bytep to, size_t bytes)
 {
     struct png_decoder *decoder = png_get_io_ptr(png);
 
     if (bytes > decoder->size - decoder->offset)
-        give_up(decoder, rn_fail(decoder->error, RN_ERR_IMAGE_TRUNCATED,
-                                 "the PNG ends before its image does, the upload may have been cut off"));
+        fail_truncated(decoder);
     memcpy(to, decoder->data + decoder->offset, bytes);
     decoder->offset += bytes;
 }
@@ -65,26 +71,32 @@ static uint32_t read_u32(const uint8_t *p)
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
 }
 
-/* The orientation in the eXIf chunk, which may stand before or after the pixels; 1 without one. Orientation
- * in text chunks (ImageMagick's raw profiles, XMP) is not standard and stays unread. */
-static int find_orientation(const uint8_t *data, size_t size)
+/* Look through the chunks, without their contents, for what libpng is not asked for: the orientation in
+ * eXIf, which may stand after the pixels, and whether the file ends inside a chunk. Orientation in text
+ * chunks (ImageMagick's raw profiles, XMP) is not standard and stays unread. */
+static void scan_chunks(struct png_decoder *decoder)
 {
-    size_t at = SIGNATURE_BYTES;
+    const uint8_t *at = decoder->data + SIGNATURE_BYTES;
+    size_t left = decoder->size - SIGNATURE_BYTES;
 
-    while (size - at >= CHUNK_HEADER_BYTES) {
-        const uint8_t *type = data + at + 4;
-        size_t length = read_u32(data + at);
+    decoder->image->orientation = 1;
+    while (left >= CHUNK_HEADER_BYTES) {
+        const uint8_t *type = at + 4;
+        size_t length = read_u32(at);
+        if (memcmp(type, "IEND", 4) == 0)
+            return;
         at += CHUNK_HEADER_BYTES;
-        if (length > size - at || memcmp(type, "IEND", 4) == 0)
-            break;
+        left -= CHUNK_HEADER_BYTES;
+        if (length > left) {
+            decoder->cut_off = true;
+            return;
+        }
         if (memcmp(type, "eXIf", 4) == 0)
-            return image_exif_orientation(data + at, length);
-        at += length;
-        if (size - at < CHUNK_CRC_BYTES)
-            break;
-        at += CHUNK_CRC_BYTES;
+            decoder->image->orientation = image_exif_orientation(at, length);
+        size_t whole = length + CHUNK_CRC_BYTES < left ? length + CHUNK_CRC_BYTES : left;
+        at += whole;
+        left -= whole;
     }
-    return 1;
 }
 
 /* What libpng and zlib will allocate, at most: the inflate window and buffers, and up to three rows of at
@@ -136,7 +148,7 @@ static __attribute__((noinline)) void decode(struct png_decoder *decoder)
 
     image->file_width = (int)png_get_image_width(png, info);
     image->file_height = (int)png_get_image_height(png, info);
-    image->orientation = find_orientation(decoder->data, decoder->size);
+    scan_chunks(decoder);
     status = image_reserve(image, decoder->options, working_bytes(png_get_image_width(png, info)), decoder->error);
     if (status != RN_OK)
         give_up(decoder, status);
@@ -154,7 +166,10 @@ static __attribute__((noinline)) void decode(struct png_decoder *decoder)
             png_read_row(png, image->pixels + (size_t)y * image->stride, NULL);
         }
     }
-    /* What follows the pixels is not read: like Pillow, a file that lacks only its IEND is taken. */
+    /* What follows the pixels is not read. Like Pillow, take a file that lacks only its end chunk, but not
+     * one that was cut inside a chunk. */
+    if (decoder->cut_off)
+        fail_truncated(decoder);
 }
 
 static enum rn_status run_guarded(struct png_decoder *decoder)

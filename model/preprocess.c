@@ -60,7 +60,7 @@ static void scale_short_side(int64_t target, int64_t width, int64_t height, int6
 static void scale_to_area(uint64_t max, int64_t width, int64_t height, int64_t *scaled_width, int64_t *scaled_height)
 {
     int64_t shorter = width < height ? width : height, longer = width < height ? height : width;
-    /* Above 2^62 it cannot bind (the sides are ints); below, the product with an int needs 128 bits. */
+    /* The product may need more than 64 bits. */
     uint64_t area = (uint64_t)((unsigned __int128)max * (uint64_t)shorter / (uint64_t)longer);
     int64_t target = (int64_t)integer_sqrt(area);
 
@@ -117,8 +117,8 @@ enum rn_status preprocess_plan(const struct input_spec *spec, enum input_size si
 
 /* How the scratch memory is divided, in this order; every part a multiple of 64 bytes. */
 struct layout {
-    bool horizontal, vertical; /* which passes there are */
-    int ring_rows;             /* rows of the horizontal pass that are held */
+    bool horizontal, vertical;               /* which passes there are */
+    int ring_rows;                           /* rows of the horizontal pass that are held */
     uint64_t horizontal_axis, vertical_axis; /* weights */
     uint64_t pointers;                       /* the rows that one vertical sum reads */
     uint64_t row;                            /* one row of output bytes */

@@ -25,9 +25,9 @@ const char *input_size_name(enum input_size size);
 struct input_spec {
     int channels; /* 1 or 3 */
     float mean[3], std[3];
-    int resize;   /* `crop`: the shorter side is scaled to this... */
-    int crop;     /* ...and the centre of this height and width is cut out */
-    int fit;      /* `fit`: the shorter side is scaled to this */
+    int resize;           /* `crop`: the shorter side is scaled to this... */
+    int crop;             /* ...and the centre of this height and width is cut out */
+    int fit;              /* `fit`: the shorter side is scaled to this */
     enum input_size size; /* the default mode */
 };
 

@@ -164,13 +164,13 @@ AVX2 static void horizontal_avx2(const struct resample_axis *axis, int channels,
         for (int k = 0; k < axis->length[i]; k += 4, at += 12) {
             __m128i whole = _mm_loadu_si128((const __m128i *)(const void *)(w + k));
             /* 16-bit: low 0 1 2 3, high 0 1 2 3 */
-            __m256i split = _mm256_castsi128_si256(
-                _mm_packs_epi32(_mm_and_si128(whole, mask), _mm_srai_epi32(whole, LOW_BITS)));
+            __m256i split =
+                _mm256_castsi128_si256(_mm_packs_epi32(_mm_and_si128(whole, mask), _mm_srai_epi32(whole, LOW_BITS)));
             __m256i w_low = _mm256_permutevar8x32_epi32(split, pick_low);
             __m256i w_high = _mm256_permutevar8x32_epi32(split, pick_high);
             for (int r = 0; r < RESAMPLE_BATCH; r++) {
-                __m256i p = _mm256_broadcastsi128_si256(
-                    _mm_loadu_si128((const __m128i *)(const void *)(source[r] + at)));
+                __m256i p =
+                    _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(source[r] + at)));
                 p = _mm256_shuffle_epi8(p, pairs);
                 low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(p, w_low));
                 high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(p, w_high));

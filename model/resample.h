@@ -20,8 +20,8 @@ enum {
  * Output i is the sum of `length[i]` source samples from `start[i]` on, times weights + i * stride. */
 struct resample_axis {
     int in, out, first, count;
-    int stride;       /* weights an output has room for, a multiple of 4; those past its length are 0 */
-    int32_t *weights; /* count * stride, in units of 2^-22; borrowed memory */
+    int stride;              /* weights an output has room for, a multiple of 4; those past its length are 0 */
+    int32_t *weights;        /* count * stride, in units of 2^-22; borrowed memory */
     int32_t *start, *length; /* count each; start rises monotonically */
 };
 
