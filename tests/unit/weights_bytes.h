@@ -31,7 +31,7 @@ static inline void put_text(struct bytes *b, const char *text)
 static inline void put_int(struct bytes *b, uint64_t value, size_t size)
 {
     for (size_t i = 0; i < size; i++) {
-        uint8_t byte = (uint8_t)(value >> 8 * i);
+        uint8_t byte = (uint8_t)(i < 8 ? value >> 8 * i : 0);
         put(b, &byte, 1);
     }
 }
