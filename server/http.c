@@ -56,7 +56,8 @@ struct http_connection {
     struct http *http;
     struct MHD_Connection *mhd;
     enum phase phase;
-    size_t capacity; /* of request.body */
+    bool nul_in_path; /* "%00" would end the decoded path early and make it look like another one */
+    size_t capacity;  /* of request.body */
 };
 
 /* --- body ----------------------------------------------------------------------------------------------- */
@@ -199,11 +200,13 @@ static void *on_uri(void *cls, const char *uri, struct MHD_Connection *mhd)
 {
     struct http *http = cls;
     struct http_connection *c = calloc(1, sizeof *c);
+    const char *nul = strstr(uri, "%00");
 
     if (!c)
         return NULL; /* on_access will close the connection */
     c->http = http;
     c->mhd = mhd;
+    c->nul_in_path = nul && nul < uri + strcspn(uri, "?");
     c->request.connection = c;
     c->request.begun_ns = clock_now_ns();
     if (strlen(uri) < sizeof c->request.target)
@@ -221,9 +224,11 @@ static void begin(struct http_connection *c, const char *method, const char *pat
     const char *length = http_header(request, "Content-Length"), *id = http_header(request, "X-Request-Id");
 
     request->method = method;
-    request->path = path;
+    request->path = c->nul_in_path ? "" : path;
     request->chunked = http_header(request, "Transfer-Encoding") != NULL;
     request->content_length = request->chunked ? UINT64_MAX : length ? strtoull(length, NULL, 10) : 0;
+    if (!request->chunked && request->content_length == UINT64_MAX)
+        request->content_length--; /* absurd, but known */
     if (id && request_id_valid(id))
         (void)strcpy(request->id, id);
     read_remote(c);

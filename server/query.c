@@ -64,6 +64,8 @@ bool query_add(void *arg, const char *name, size_t name_length, const char *valu
 
     if (query->error != API_OK)
         return false;
+    if (name_length == 0 && value_length == 0)
+        return true; /* "?&top_k=1&" */
     if (i == QUERY_PARAMETER_COUNT) {
         fail(query, API_UNKNOWN_PARAMETER);
         (void)rn_fail(&query->text, RN_ERR_BAD_REQUEST, query->allowed ? "unknown parameter \"%s\": there are %s"
