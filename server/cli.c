@@ -19,6 +19,7 @@ static int serve(struct cli *cli)
     return serve_run(&cli->config);
 }
 
+/* clang-format off */
 static const struct command {
     const char *name;
     int (*run)(struct cli *cli);
@@ -64,6 +65,7 @@ static const struct {
     {"labels", "models.0.labels", "FILE", "its labels (the description's)"},
     {"model-name", "models.0.name", "NAME", "the name it is served under (the description's)"},
 };
+/* clang-format on */
 
 enum { MODEL_FLAG_COUNT = sizeof MODEL_FLAGS / sizeof MODEL_FLAGS[0] };
 
@@ -95,8 +97,9 @@ static void print_option(const char *name, const char *kind, const char *help)
 
 static int print_help(void)
 {
-    printf("resnetd %s - image classification over HTTP\n\nUsage: resnetd [COMMAND] [OPTION...] [FILE...]\n\nCommands:\n",
-           RESNETD_VERSION);
+    printf(
+        "resnetd %s - image classification over HTTP\n\nUsage: resnetd [COMMAND] [OPTION...] [FILE...]\n\nCommands:\n",
+        RESNETD_VERSION);
     for (size_t i = 0; i < COMMAND_COUNT; i++) {
         char left[64];
         snprintf(left, sizeof left, "%s %s", COMMANDS[i].name, COMMANDS[i].operands ? COMMANDS[i].operands : "");
@@ -124,7 +127,8 @@ static int print_help(void)
         const struct config_key *key = config_key_at(i);
         printf("  %-30s %-22s %s\n", key->name, key->value[0] ? key->value : "\"\"", key->help);
     }
-    printf("  %-30s %-22s %s\n", "models", "", "list of {name, description, weights, labels}; the first is the default");
+    printf("  %-30s %-22s %s\n", "models", "",
+           "list of {name, description, weights, labels}; the first is the default");
     return CLI_OK;
 }
 
@@ -219,8 +223,8 @@ static int set_option(struct cli *cli, const struct option *option, const char *
 }
 
 /* One "--name", "--name value" or "--name=value" at argv[*at]. */
-static int parse_flag(struct cli *cli, struct arguments *arguments, const struct command *command, int argc, char **argv,
-                      int *at)
+static int parse_flag(struct cli *cli, struct arguments *arguments, const struct command *command, int argc,
+                      char **argv, int *at)
 {
     char name[64];
     const char *text = argv[*at] + 2, *value = strchr(text, '=');
@@ -333,7 +337,8 @@ static char *find_data_folder(char *const *environment, struct rn_error *error)
     }
     found = realpath("config", NULL);
     if (!found)
-        rn_fail(error, RN_ERR_CONFIG, "cannot find the folder with models/, labels/ and weights/; name it in RESNETD_DATA");
+        rn_fail(error, RN_ERR_CONFIG,
+                "cannot find the folder with models/, labels/ and weights/; name it in RESNETD_DATA");
     return found;
 }
 
@@ -457,8 +462,8 @@ enum rn_status cli_engine_open(const struct cli *cli, struct cli_engine *out, st
 
     memset(out, 0, sizeof *out);
     if (index < 0)
-        return rn_fail(error, RN_ERR_CONFIG, "no model is called \"%.60s\"; resnetd check-config lists the configured ones",
-                       cli->model);
+        return rn_fail(error, RN_ERR_CONFIG,
+                       "no model is called \"%.60s\"; resnetd check-config lists the configured ones", cli->model);
     status = cli_choose_kernels(cli, &kernels, error);
     if (status == RN_OK)
         status = cli_open_model(cli, index, kernels, &out->model, error);

@@ -18,9 +18,9 @@ enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
 
 struct cli {
     struct config config;
-    char *data_folder;  /* models/, labels/ and weights/ of the installation */
-    char *config_path;  /* the file in use, or NULL */
-    char **files;       /* operands, borrowed from argv */
+    char *data_folder; /* models/, labels/ and weights/ of the installation */
+    char *config_path; /* the file in use, or NULL */
+    char **files;      /* operands, borrowed from argv */
     int file_count;
     const char *model;  /* --model */
     const char *output; /* --output */

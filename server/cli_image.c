@@ -169,8 +169,8 @@ static enum rn_status write_array(const struct cli *cli, const float *data, int 
 }
 
 /* The network's input from a file's bytes: an image, or an array [N, C, H, W]. `tensor` is NHWC, the caller's. */
-static enum rn_status read_tensor(const struct cli *cli, const struct network *network, const uint8_t *data, size_t size,
-                                  float **tensor, struct shape *shape, struct rn_error *error)
+static enum rn_status read_tensor(const struct cli *cli, const struct network *network, const uint8_t *data,
+                                  size_t size, float **tensor, struct shape *shape, struct rn_error *error)
 {
     struct npy npy;
     struct classify_request request = cli_request(cli, data, size);

@@ -87,7 +87,10 @@ int cli_kernels(struct cli *cli)
         char why[160] = "";
         bool available = (*table)->available(why, sizeof why);
         printf("%-10s %-5s %-46s %s%s\n", (*table)->name, (*table)->precision, (*table)->arithmetic,
-               !available ? "not here: " : *table == chosen ? "in use" : "available", available ? "" : why);
+               !available         ? "not here: "
+               : *table == chosen ? "in use"
+                                  : "available",
+               available ? "" : why);
     }
     printf("threads    %d\n", cli_threads(cli));
     return status == RN_OK ? CLI_OK : cli_fail(NULL, &error);

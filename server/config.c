@@ -32,6 +32,7 @@ struct key {
 #define AT(member) offsetof(struct config, member)
 
 /* Ranges are in the table, so that a wrong value is refused where it is read. */
+/* clang-format off */
 static const struct key KEYS[] = {
     {{"server.host", "host", "ADDRESS", "0.0.0.0", "address to listen on; :: for IPv6 and IPv4"},
      KEY_TEXT, AT(server.host), 1, 64, NULL},
@@ -73,6 +74,7 @@ static const struct key KEYS[] = {
     {{"log.level", "log-level", "error|warn|info|debug", "info", "least important message to log"},
      KEY_CHOICE, AT(log.level), 0, 0, "error|warn|info|debug"},
 };
+/* clang-format on */
 
 enum { KEY_COUNT = sizeof KEYS / sizeof KEYS[0] };
 
@@ -252,8 +254,8 @@ static enum rn_status set_text(struct config *config, const struct key *key, con
     int index = key->choices ? choice_index(key->choices, text) : 0;
 
     if (index < 0)
-        return rn_fail(error, RN_ERR_CONFIG, "%s: %s must be one of %s, not \"%.40s\"", source->label,
-                       key->public.name, key->choices, text);
+        return rn_fail(error, RN_ERR_CONFIG, "%s: %s must be one of %s, not \"%.40s\"", source->label, key->public.name,
+                       key->choices, text);
     if (key->type == KEY_CHOICE) {
         *(int *)member(config, key) = index;
         return RN_OK;
@@ -261,8 +263,8 @@ static enum rn_status set_text(struct config *config, const struct key *key, con
     if (length < (size_t)key->min)
         return rn_fail(error, RN_ERR_CONFIG, "%s: %s must not be empty", source->label, key->public.name);
     if (length > (size_t)key->max)
-        return rn_fail(error, RN_ERR_CONFIG, "%s: %s is longer than %" PRId64 " bytes", source->label,
-                       key->public.name, key->max);
+        return rn_fail(error, RN_ERR_CONFIG, "%s: %s is longer than %" PRId64 " bytes", source->label, key->public.name,
+                       key->max);
     for (size_t i = 0; i < length; i++)
         if (!isgraph((unsigned char)text[i]))
             return rn_fail(error, RN_ERR_CONFIG, "%s: %s must have no spaces and no control characters", source->label,
@@ -324,8 +326,9 @@ static enum rn_status set_model(struct config *config, size_t index, const struc
         return resolve_path(source->folder, text, value, error);
     for (size_t i = 0; text[i]; i++)
         if (!isalnum((unsigned char)text[i]) && !strchr("._-", text[i]))
-            return rn_fail(error, RN_ERR_CONFIG, "%s: models.%zu.name may have letters, digits, dot, dash and underscore",
-                           source->label, index);
+            return rn_fail(error, RN_ERR_CONFIG,
+                           "%s: models.%zu.name may have letters, digits, dot, dash and underscore", source->label,
+                           index);
     return copy_text(text, value, error);
 }
 
@@ -628,7 +631,8 @@ static enum rn_status check(const struct config *config, struct rn_error *error)
                        config->server.host);
     if (config->limits.max_body_memory_bytes < config->limits.max_body_bytes)
         return rn_fail(error, RN_ERR_CONFIG,
-                       "limits.max_body_memory_bytes (%" PRIu64 ") must be at least limits.max_body_bytes (%" PRIu64 ")",
+                       "limits.max_body_memory_bytes (%" PRIu64 ") must be at least limits.max_body_bytes (%" PRIu64
+                       ")",
                        config->limits.max_body_memory_bytes, config->limits.max_body_bytes);
     for (int i = 0; i < config->model_count; i++) {
         const struct config_model *model = &config->models[i];
@@ -761,7 +765,8 @@ void config_print(const struct config *config, FILE *out)
         const char *separator = "";
         fputs(i > 0 ? ",\n    {" : "\n    {", out);
         for (size_t m = 0; m < MODEL_MEMBER_COUNT; m++) {
-            char *const *value = (char *const *)(const void *)((const char *)&config->models[i] + MODEL_MEMBERS[m].offset);
+            char *const *value =
+                (char *const *)(const void *)((const char *)&config->models[i] + MODEL_MEMBERS[m].offset);
             if (!*value)
                 continue;
             fprintf(out, "%s\"%s\": ", separator, MODEL_MEMBERS[m].name);

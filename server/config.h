@@ -29,14 +29,14 @@ struct config_model {
 
 struct config {
     struct {
-        char *host;                /* "0.0.0.0", "127.0.0.1", "::" */
-        int port;                  /* 0: the system chooses; the log says which */
-        int http_threads;          /* threads that move bytes */
+        char *host;       /* "0.0.0.0", "127.0.0.1", "::" */
+        int port;         /* 0: the system chooses; the log says which */
+        int http_threads; /* threads that move bytes */
         int max_connections;
-        int idle_timeout_ms;       /* a connection without traffic is closed after this */
-        int drain_delay_ms;        /* after SIGTERM: go on serving, readiness already failing, for this long */
-        int drain_timeout_ms;      /* then wait at most this long for accepted requests */
-        char *cors_origin;         /* Access-Control-Allow-Origin; "" for none */
+        int idle_timeout_ms;  /* a connection without traffic is closed after this */
+        int drain_delay_ms;   /* after SIGTERM: go on serving, readiness already failing, for this long */
+        int drain_timeout_ms; /* then wait at most this long for accepted requests */
+        char *cors_origin;    /* Access-Control-Allow-Origin; "" for none */
     } server;
     struct {
         uint64_t max_body_bytes;
@@ -49,9 +49,9 @@ struct config {
         int deadline_ms;                /* from the last byte received to the answer; 0 for none */
     } limits;
     struct {
-        int workers;    /* 0: one per CPU that the cgroup and the affinity mask allow */
-        char *kernels;  /* "auto" or a table's name */
-        char *precision;/* "auto", "fp32", "bf16" */
+        int workers;     /* 0: one per CPU that the cgroup and the affinity mask allow */
+        char *kernels;   /* "auto" or a table's name */
+        char *precision; /* "auto", "fp32", "bf16" */
     } engine;
     struct {
         enum log_format format;

@@ -31,9 +31,10 @@ static enum rn_status parse_shape(const char *text, struct npy *out, struct rn_e
     for (text += strspn(text, " "); *text != ')'; text += strspn(text, " ,")) {
         char *end;
         long n = strtol(text, &end, 10);
-        if (end == text || n < 1 || n > INT_MAX || out->dims == NPY_MAX_DIMS || !size_mul(elements, (size_t)n, &elements))
-            return rn_fail(error, RN_ERR_BAD_REQUEST, "the .npy header has a shape other than 1 to %d sizes of 1 or more",
-                           NPY_MAX_DIMS);
+        if (end == text || n < 1 || n > INT_MAX || out->dims == NPY_MAX_DIMS ||
+            !size_mul(elements, (size_t)n, &elements))
+            return rn_fail(error, RN_ERR_BAD_REQUEST,
+                           "the .npy header has a shape other than 1 to %d sizes of 1 or more", NPY_MAX_DIMS);
         out->shape[out->dims++] = (int)n;
         text = end;
     }
@@ -92,7 +93,11 @@ enum rn_status npy_write(FILE *out, const float *data, int dims, const int *shap
     int n = snprintf(header, sizeof header, "{'descr': '<f4', 'fortran_order': False, 'shape': (");
 
     for (int i = 0; i < dims; i++) {
-        n += snprintf(header + n, sizeof header - (size_t)n, i + 1 < dims ? "%d, " : dims == 1 ? "%d," : "%d", shape[i]);
+        n += snprintf(header + n, sizeof header - (size_t)n,
+                      i + 1 < dims ? "%d, "
+                      : dims == 1  ? "%d,"
+                                   : "%d",
+                      shape[i]);
         elements *= (size_t)shape[i];
     }
     n += snprintf(header + n, sizeof header - (size_t)n, "), }");

@@ -146,8 +146,9 @@ static void later_sources_win(void **state)
 static void every_type_from_every_source(void **state)
 {
     (void)state;
-    const char *json = "{\"server\": {\"host\": \"::1\", \"port\": 0}, \"limits\": {\"max_body_bytes\": 5000000000,"
-                       " \"max_body_memory_bytes\": 6000000000}, \"log\": {\"format\": \"json\", \"level\": \"debug\"}}";
+    const char *json =
+        "{\"server\": {\"host\": \"::1\", \"port\": 0}, \"limits\": {\"max_body_bytes\": 5000000000,"
+        " \"max_body_memory_bytes\": 6000000000}, \"log\": {\"format\": \"json\", \"level\": \"debug\"}}";
     char *environment[] = {"RESNETD_SERVER_HOST=127.0.0.1", "RESNETD_LIMITS_MAX_REQUEST_BYTES=7000000000",
                            "RESNETD_LOG_LEVEL=warn", "RESNETD_ENGINE_PRECISION=bf16", NULL};
     struct config config;
@@ -170,7 +171,8 @@ static void models_from_a_file(void **state)
     (void)state;
     struct config config;
     char expected[PATH_MAX];
-    load("{\"models\": [{\"name\": \"a\", \"description\": \"d/a.json\", \"weights\": \"/w/a.pth\", \"labels\": \"l.tsv\"},"
+    load("{\"models\": [{\"name\": \"a\", \"description\": \"d/a.json\", \"weights\": \"/w/a.pth\", \"labels\": "
+         "\"l.tsv\"},"
          "{\"description\": \"vgg16\", \"weights\": \"b.safetensors\"}]}",
          NULL, NULL, 0, &config);
     assert_int_equal(config.model_count, 2);
@@ -343,12 +345,18 @@ static void mistakes_in_the_environment(void **state)
 static void service_links_are_ignored(void **state)
 {
     (void)state;
-    char *environment[] = {"RESNETD_SERVICE_HOST=10.0.0.1",      "RESNETD_SERVICE_PORT=8080",
-                           "RESNETD_SERVICE_PORT_HTTP=8080",     "RESNETD_PORT=tcp://10.0.0.1:8080",
-                           "RESNETD_PORT_8080_TCP=tcp://1:8080", "RESNETD_PORT_8080_TCP_ADDR=10.0.0.1",
-                           "RESNETD_SERVER_PORT=tcp://1:1",      "RESNETD_SERVER_SERVICE_HOST=10.0.0.1",
-                           "RESNETD_CONFIG=/etc/x",              "RESNETD_DATA=/y",
-                           "RESNETD_BINARY=/z",                  "RESNETD",
+    char *environment[] = {"RESNETD_SERVICE_HOST=10.0.0.1",
+                           "RESNETD_SERVICE_PORT=8080",
+                           "RESNETD_SERVICE_PORT_HTTP=8080",
+                           "RESNETD_PORT=tcp://10.0.0.1:8080",
+                           "RESNETD_PORT_8080_TCP=tcp://1:8080",
+                           "RESNETD_PORT_8080_TCP_ADDR=10.0.0.1",
+                           "RESNETD_SERVER_PORT=tcp://1:1",
+                           "RESNETD_SERVER_SERVICE_HOST=10.0.0.1",
+                           "RESNETD_CONFIG=/etc/x",
+                           "RESNETD_DATA=/y",
+                           "RESNETD_BINARY=/z",
+                           "RESNETD",
                            NULL};
     struct config config;
     load(NULL, environment, NULL, 0, &config);
@@ -359,7 +367,8 @@ static void service_links_are_ignored(void **state)
 static void mistakes_in_flags(void **state)
 {
     (void)state;
-    struct config_override unknown = {"server.prot", "1"}, wrong = {"server.port", "abc"}, model = {"models.x.name", "a"};
+    struct config_override unknown = {"server.prot", "1"}, wrong = {"server.port", "abc"},
+                           model = {"models.x.name", "a"};
     refuse(NULL, NULL, &unknown, 1, "flag: unknown key server.prot; did you mean server.port?");
     refuse(NULL, NULL, &wrong, 1, "flag: server.port must be an integer");
     refuse(NULL, NULL, &model, 1, "unknown key models.x.name");
@@ -369,14 +378,10 @@ static void mistakes_in_flags(void **state)
 static void printing_round_trips(void **state)
 {
     (void)state;
-    struct config_override overrides[] = {{"server.port", "1234"},
-                                          {"log.format", "json"},
-                                          {"server.cors_origin", "a\"b\\c"},
-                                          {"models.0.description", "/d \"x\".json"},
-                                          {"models.0.weights", "/w\n.pth"},
-                                          {"models.1.description", "lenet"},
-                                          {"models.1.weights", "/l.pth"},
-                                          {"models.1.name", "l"}};
+    struct config_override overrides[] = {{"server.port", "1234"},           {"log.format", "json"},
+                                          {"server.cors_origin", "a\"b\\c"}, {"models.0.description", "/d \"x\".json"},
+                                          {"models.0.weights", "/w\n.pth"},  {"models.1.description", "lenet"},
+                                          {"models.1.weights", "/l.pth"},    {"models.1.name", "l"}};
     struct config config;
     char *texts[2];
     size_t sizes[2];

@@ -88,9 +88,9 @@ static void out_of_memory_says_what_for(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(multiplication),          cmocka_unit_test(addition),
-        cmocka_unit_test(rounding),                cmocka_unit_test(failure_fills_the_error),
-        cmocka_unit_test(long_text_is_cut),        cmocka_unit_test(out_of_memory_says_what_for),
+        cmocka_unit_test(multiplication),   cmocka_unit_test(addition),
+        cmocka_unit_test(rounding),         cmocka_unit_test(failure_fills_the_error),
+        cmocka_unit_test(long_text_is_cut), cmocka_unit_test(out_of_memory_says_what_for),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
