@@ -1,6 +1,6 @@
 /* image_png.c - PNG through libpng, to the bytes that Pillow gives.
  *
- * read header -> check limits, reserve pixels -> rows (of every pass, if interlaced)
+ * size from the header -> check limits, reserve pixels -> rows (of every pass, if interlaced)
  *
  * Alpha is dropped and nothing composited, 16-bit samples keep their high byte, colour management is
  * ignored: training saw Pillow's convert("RGB"), which does the same. Text and profile chunks are skipped
@@ -9,6 +9,7 @@
 
 #include "image_internal.h"
 
+#include <limits.h>
 #include <setjmp.h>
 #include <string.h>
 
@@ -36,24 +37,27 @@ static _Noreturn void give_up(struct png_decoder *decoder, enum rn_status status
     longjmp(decoder->jump, 1);
 }
 
-static _Noreturn void on_error(png_structp png, png_const_charp message)
+static _Noreturn void fail_corrupt(struct png_decoder *decoder)
 {
-    struct png_decoder *decoder = png_get_error_ptr(png);
-
-    (void)message; /* the library's words are not for clients */
     give_up(decoder, rn_fail(decoder->error, RN_ERR_IMAGE_CORRUPT, "the PNG data is corrupt"));
-}
-
-static void on_warning(png_structp png, png_const_charp message)
-{
-    (void)png;
-    (void)message;
 }
 
 static _Noreturn void fail_truncated(struct png_decoder *decoder)
 {
     give_up(decoder, rn_fail(decoder->error, RN_ERR_IMAGE_TRUNCATED,
                              "the PNG ends before its image does, the upload may have been cut off"));
+}
+
+static _Noreturn void on_error(png_structp png, png_const_charp message)
+{
+    (void)message; /* the library's words are not for clients */
+    fail_corrupt(png_get_error_ptr(png));
+}
+
+static void on_warning(png_structp png, png_const_charp message)
+{
+    (void)png;
+    (void)message;
 }
 
 static void on_read(png_structp png, png_bytep to, size_t bytes)
@@ -101,7 +105,7 @@ static void scan_chunks(struct png_decoder *decoder)
 
 /* What libpng and zlib will allocate, at most: the inflate window and buffers, and up to three rows of at
  * most 8 bytes a pixel. */
-static uint64_t working_bytes(png_uint_32 width)
+static uint64_t working_bytes(uint32_t width)
 {
     return 128 * 1024 + 3 * 8 * ((uint64_t)width + 64);
 }
@@ -128,30 +132,37 @@ static __attribute__((noinline)) void decode(struct png_decoder *decoder)
     struct image *image = decoder->image;
     enum rn_status status;
 
+    /* The limits are checked against the first chunk before libpng sees it: that would read every chunk up
+     * to the pixels first. */
+    scan_chunks(decoder);
+    const uint8_t *header = decoder->data + SIGNATURE_BYTES;
+    if (decoder->size < SIGNATURE_BYTES + CHUNK_HEADER_BYTES + 8)
+        fail_truncated(decoder);
+    uint32_t width = read_u32(header + CHUNK_HEADER_BYTES), height = read_u32(header + CHUNK_HEADER_BYTES + 4);
+    if (memcmp(header + 4, "IHDR", 4) != 0 || width == 0 || height == 0 || width > INT_MAX || height > INT_MAX)
+        fail_corrupt(decoder);
+    image->file_width = (int)width;
+    image->file_height = (int)height;
+    status = image_reserve(image, decoder->options, working_bytes(width), decoder->error);
+    if (status != RN_OK)
+        give_up(decoder, status);
+
     decoder->png = png_create_read_struct(PNG_LIBPNG_VER_STRING, decoder, on_error, on_warning);
     if (decoder->png)
         decoder->info = png_create_info_struct(decoder->png);
     if (!decoder->info)
         give_up(decoder, rn_fail_nomem(decoder->error, "decoding the PNG"));
-
     png_structp png = decoder->png;
     png_infop info = decoder->info;
     png_set_read_fn(png, decoder, on_read);
     png_set_keep_unknown_chunks(png, PNG_HANDLE_CHUNK_NEVER, NULL, -1);
-    png_set_user_limits(png, PNG_UINT_31_MAX, PNG_UINT_31_MAX); /* ours are checked below */
+    png_set_user_limits(png, PNG_UINT_31_MAX, PNG_UINT_31_MAX); /* ours were checked */
 #ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
     /* Else the checksums stop nearly every mutant at the door. */
     png_set_crc_action(png, PNG_CRC_QUIET_USE, PNG_CRC_QUIET_USE);
     png_set_option(png, PNG_IGNORE_ADLER32, PNG_OPTION_ON);
 #endif
     png_read_info(png, info);
-
-    image->file_width = (int)png_get_image_width(png, info);
-    image->file_height = (int)png_get_image_height(png, info);
-    scan_chunks(decoder);
-    status = image_reserve(image, decoder->options, working_bytes(png_get_image_width(png, info)), decoder->error);
-    if (status != RN_OK)
-        give_up(decoder, status);
 
     set_transforms(png, info);
     int passes = png_set_interlace_handling(png);
