@@ -51,6 +51,7 @@ struct block {
     const float *const *rows; /* [taps][BLOCK_ROWS], `depth` floats each */
     int taps, depth;
     const float *weights;     /* [taps * depth][vectors * LANES] */
+    ptrdiff_t ahead;          /* floats from `weights` to what will be read next, to be fetched meanwhile; 0 for none */
     const float *bias;        /* [vectors * LANES] */
     const float *residual;    /* as `out`; NULL for none */
     float *out;               /* rows are `stride` floats apart */
@@ -96,7 +97,8 @@ struct block {
 
 ALWAYS_INLINE void block_run(const struct block *t, const int rows, const int vectors)
 {
-    enum { UNROLL = 4 };
+    enum { UNROLL = 4, LINE = 64 / sizeof(float) };
+    const ptrdiff_t ahead = t->ahead;
     const size_t width = (size_t)vectors * LANES;
     const vec bias0 = v_load(t->bias), bias1 = vectors > 1 ? v_load(t->bias + LANES) : bias0;
     const float *w = t->weights;
@@ -107,6 +109,9 @@ ALWAYS_INLINE void block_run(const struct block *t, const int rows, const int ve
         BLOCK_ROW_LIST(BLOCK_POINT)
         size_t k = 0;
         for (; k + UNROLL <= depth; k += UNROLL, w += UNROLL * width) {
+#pragma GCC unroll 4
+            for (size_t line = 0; line < UNROLL * width / 2; line += LINE)
+                _mm_prefetch((const char *)(w + ahead + line), _MM_HINT_T1);
 #pragma GCC unroll 4
             for (size_t u = 0; u < UNROLL; u++) {
                 const vec b0 = v_load(w + u * width), b1 = vectors > 1 ? v_load(w + u * width + LANES) : b0;
@@ -147,6 +152,15 @@ BLOCK_ROW_LIST(BLOCK_DEFINE)
 /* By [rows - 1][vectors - 1]. */
 #define BLOCK_ENTRY(i) {block_##i##_1, block_##i##_2},
 static void (*const block_kernels[BLOCK_ROWS][BLOCK_VECTORS])(const struct block *t) = {BLOCK_ROW_LIST(BLOCK_ENTRY)};
+
+/* One block fetches ahead half of the lines of what it is pointed at: the first block of several that use the
+ * same weights takes the first half of every UNROLL rows, the second the other half.
+ *   next   floats from these weights to the next ones; 0 for none
+ *   block  index of the block among those that share the weights */
+static inline ptrdiff_t block_ahead(ptrdiff_t next, int block, int vectors)
+{
+    return next == 0 || block > 1 ? 0 : next + block * 2 * vectors * LANES;
+}
 
 /* ---- panels: output channels in groups of PANEL, the last one as many whole vectors as it needs ---- */
 
@@ -191,14 +205,10 @@ static void pack_bias(const struct conv_params *p, const float *bias, float *pac
                (size_t)group_out * sizeof(float));
 }
 
-static void gemm_pack(const struct conv *conv, const float *weight, const float *bias, void *packed)
+static void gemm_pack_panels(const struct conv_params *p, const float *weight, float *out)
 {
-    const struct conv_params *p = &conv->params;
     const int group_in = p->in / p->groups, group_out = p->out / p->groups;
     const size_t area = (size_t)p->kernel[0] * (size_t)p->kernel[1], filter = (size_t)group_in * area;
-    float *out = packed;
-    pack_bias(p, bias, out);
-    out += packed_bias_floats(p);
     for (int group = 0; group < p->groups; group++) {
         for (int index = 0; index < ceil_div(group_out, PANEL); index++) {
             const struct panel panel = panel_at(group_out, index);
@@ -214,6 +224,12 @@ static void gemm_pack(const struct conv *conv, const float *weight, const float 
             out += filter * (size_t)width;
         }
     }
+}
+
+static void gemm_pack(const struct conv *conv, const float *weight, const float *bias, void *packed)
+{
+    pack_bias(&conv->params, bias, packed);
+    gemm_pack_panels(&conv->params, weight, (float *)packed + packed_bias_floats(&conv->params));
 }
 
 /* ---- gemm_conv: any convolution, as blocks over pixels and panels ---- */
@@ -306,8 +322,9 @@ static void gemm_point(const struct conv_params *p, const struct conv_geometry *
     }
 }
 
-static void gemm_run(const struct conv *conv, const struct conv_geometry *g, const struct conv_work *work,
-                     const struct conv_buffers *buffers, int task, void *scratch)
+/* `weights`: the packed panels; the packed bias is where buffers->packed begins. */
+static void gemm_run_panels(const struct conv *conv, const struct conv_geometry *g, const struct conv_work *work,
+                            const struct conv_buffers *buffers, const float *weights, int task, void *scratch)
 {
     const struct conv_params *p = &conv->params;
     const int group_in = p->in / p->groups, group_out = p->out / p->groups, taps = gemm_taps(p);
@@ -324,13 +341,14 @@ static void gemm_run(const struct conv *conv, const struct conv_geometry *g, con
     const float **pointers = scratch;
     float *zeros = (float *)((char *)scratch + gemm_pointer_bytes(taps));
     memset(zeros, 0, gemm_zero_bytes(p));
-    const float *packed = buffers->packed, *weights = packed + packed_bias_floats(p);
+    const float *packed = buffers->packed;
     const size_t depth = (size_t)taps * (size_t)group_in, group_width = panels_width(group_out);
     struct block t = {.rows = (const float *const *)pointers, .taps = taps, .depth = group_in,
                       .stride = (size_t)p->out, .floor = conv->relu ? 0.0f : -INFINITY};
     for (int run = first_panel; run < end_panel; run += panel_run) {
         int64_t left = (end_pixel - first_pixel + BLOCK_ROWS - 1) / BLOCK_ROWS; /* blocks, of nearly equal rows */
-        for (int64_t pixel = first_pixel; left > 0; left--) {
+        int block = 0;
+        for (int64_t pixel = first_pixel; left > 0; left--, block++) {
             const int rows = (int)((end_pixel - pixel + left - 1) / left);
             int group = -1;
             for (int index = run; index < min_int(run + panel_run, end_panel); index++) {
@@ -341,6 +359,7 @@ static void gemm_run(const struct conv *conv, const struct conv_geometry *g, con
                 }
                 const size_t at = (size_t)pixel * (size_t)p->out + (size_t)(group * group_out + panel.first);
                 t.weights = weights + ((size_t)group * group_width + (size_t)panel.first) * depth;
+                t.ahead = panel_run == 1 && index + 1 < end_panel ? block_ahead(PANEL * (ptrdiff_t)depth, block, panel.vectors) : 0;
                 t.bias = packed + (size_t)group * group_width + panel.first;
                 t.residual = conv->has_residual ? (const float *)buffers->residual + at : NULL;
                 t.out = (float *)buffers->output + at;
@@ -350,6 +369,13 @@ static void gemm_run(const struct conv *conv, const struct conv_geometry *g, con
             pixel += rows;
         }
     }
+}
+
+static void gemm_run(const struct conv *conv, const struct conv_geometry *g, const struct conv_work *work,
+                     const struct conv_buffers *buffers, int task, void *scratch)
+{
+    const float *weights = (const float *)buffers->packed + packed_bias_floats(&conv->params);
+    gemm_run_panels(conv, g, work, buffers, weights, task, scratch);
 }
 
 static const struct conv_kernel gemm_conv = {
@@ -474,7 +500,9 @@ static const struct conv_kernel strip_conv = {
     .run = strip_run,
 };
 
-static const struct conv_kernel *const simd_convs[] = {&strip_conv, &gemm_conv, NULL};
+#include "kernels_winograd.h"
+
+static const struct conv_kernel *const simd_convs[] = {&winograd_3x3, &strip_conv, &gemm_conv, NULL};
 
 /* ---- pools: a task is one output row ---- */
 
