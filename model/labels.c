@@ -46,7 +46,7 @@ static enum rn_status read_text(const char *path, char **out, size_t *size, stru
         length += (size_t)got;
     }
     (void)close(file);
-    if (status != RN_OK) {
+    if (status != RN_OK || !text) {
         free(text);
         return status;
     }

@@ -6,8 +6,8 @@
  * refuses every other opcode and global by name.
  *
  * What counts as the state dict of a .pth file: the dict of tensors under the key "state_dict",
- * "model_state_dict" or "model" of a checkpoint, else the top-level dict itself. When every name begins with "module." (DataParallel),
- * that prefix is dropped. Other values of a checkpoint (epoch, optimizer) are ignored. */
+ * "model_state_dict" or "model" of a checkpoint, else the top-level dict itself. When every name begins with
+ * "module." (DataParallel), that prefix is dropped. Other values of a checkpoint (epoch, optimizer) are ignored. */
 
 #ifndef RESNETD_MODEL_WEIGHTS_H
 #define RESNETD_MODEL_WEIGHTS_H

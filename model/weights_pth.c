@@ -248,7 +248,8 @@ enum { END_BYTES = 22, LOCATOR_BYTES = 20, END64_BYTES = 56, CENTRAL_BYTES = 46,
 
 static enum rn_status zip_refuse(struct rn_error *error, size_t at, const char *what)
 {
-    return rn_fail(error, RN_ERR_WEIGHTS, "byte %zu (zip): %s", at, what);
+    (void)rn_fail(error, RN_ERR_WEIGHTS, "byte %zu (zip): %s", at, what);
+    return RN_ERR_WEIGHTS;
 }
 
 /* Find the central directory. */

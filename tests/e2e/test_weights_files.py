@@ -27,7 +27,7 @@ CONVERTED = (torch.float32, torch.float16, torch.bfloat16)
 @pytest.fixture(scope="session")
 def dump(tmp_path_factory):
     program = tmp_path_factory.mktemp("weights_dump") / "weights_dump"
-    subprocess.run([os.environ.get("CC", "cc"), "-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-pthread",
+    subprocess.run([*os.environ.get("CC", "cc").split(), "-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-pthread",
                     "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
                     *[str(ROOT / source) for source in SOURCES], "-o", str(program), "-lnettle"], check=True)
 

@@ -74,14 +74,15 @@ static void check_refused(const struct bytes *b, const char *text)
         fail_msg("refused with '%s', not '%s'", error.text, text);
 }
 
-static void reads_what_torch_wrote(void **state)
+static void reads_the_fixtures(void **state)
 {
     static const struct {
         const char *file, *format;
     } fixtures[] = {{"zip.pth", "pth (zip)"},
                     {"legacy.pth", "pth (legacy)"},
                     {"protocol4.pth", "pth (legacy)"},
-                    {"checkpoint.pth", "pth (legacy)"}};
+                    {"checkpoint.pth", "pth (legacy)"},
+                    {"small.safetensors", "safetensors"}};
 
     (void)state;
     for (size_t i = 0; i < sizeof fixtures / sizeof fixtures[0]; i++) {
@@ -618,7 +619,7 @@ static void refuses_zip64_ends(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(reads_what_torch_wrote),
+        cmocka_unit_test(reads_the_fixtures),
         cmocka_unit_test(refuses_every_cut_and_survives_every_change),
         cmocka_unit_test(reports_every_failed_allocation),
         cmocka_unit_test(accepts_pickles),
