@@ -143,7 +143,7 @@ static void plan_layout(const struct preprocess_geometry *g, int width, int heig
         add_part(out, &out->horizontal_axis, resample_axis_bytes(width, g->resized_width, g->width));
     if (out->vertical) {
         add_part(out, &out->vertical_axis, resample_axis_bytes(height, g->resized_height, g->height));
-        taps = (uint64_t)resample_stride(height, g->resized_height);
+        taps = resample_stride(height, g->resized_height);
     }
     add_part(out, &out->pointers, taps * sizeof(uint8_t *));
     add_part(out, &out->row, (uint64_t)g->width * (uint64_t)channels + 1);
@@ -281,7 +281,7 @@ enum rn_status preprocess_run(const struct input_spec *spec, const struct prepro
                           ? ring_row(&ring, start + k)
                           : image->pixels + (size_t)(start + k) * image->stride + (size_t)geometry->left * channels;
         if (layout.vertical)
-            kernels->vertical(rows, vertical.weights + (size_t)y * (size_t)vertical.stride, length, line, row_bytes);
+            kernels->vertical(rows, vertical.weights + (size_t)y * vertical.stride, length, line, row_bytes);
         normalise_row(table, spec->channels, layout.vertical ? line : rows[0], geometry->width, out);
     }
     free(scratch);

@@ -22,18 +22,18 @@ static double filter_support(int in, int out)
     return scale > 1.0 ? scale : 1.0;
 }
 
-int resample_stride(int in, int out)
+size_t resample_stride(int in, int out)
 {
     double widest = ceil(filter_support(in, out)) * 2 + 1;
     if (widest > in)
         widest = in;
-    return (int)(((int64_t)widest + 3) / 4 * 4);
+    return ((size_t)widest + 3) / 4 * 4;
 }
 
 uint64_t resample_axis_bytes(int in, int out, int count)
 {
-    /* At most (2^31 + 2) * 2^31 * 4: below 2^64. */
-    return (uint64_t)count * ((uint64_t)resample_stride(in, out) + 2) * sizeof(int32_t);
+    uint64_t bytes, each = (resample_stride(in, out) + 2) * sizeof(int32_t);
+    return __builtin_mul_overflow(each, (uint64_t)count, &bytes) ? UINT64_MAX : bytes;
 }
 
 static double triangle(double t)
@@ -45,7 +45,7 @@ static double triangle(double t)
 void resample_axis_init(struct resample_axis *axis, int in, int out, int first, int count, void *memory)
 {
     const double scale = (double)in / out, support = filter_support(in, out), inverse = 1.0 / support;
-    const int stride = resample_stride(in, out);
+    const size_t stride = resample_stride(in, out);
     int32_t *start = memory, *length = start + count, *weights = length + count;
 
     *axis = (struct resample_axis){in, out, first, count, stride, weights, start, length};
@@ -53,7 +53,7 @@ void resample_axis_init(struct resample_axis *axis, int in, int out, int first, 
         double center = (first + i + 0.5) * scale;
         int64_t begin = (int64_t)(center - support + 0.5), end = (int64_t)(center + support + 0.5);
         int from = begin < 0 ? 0 : (int)begin, to = end > in ? in : (int)end, n = to - from;
-        assert(n >= 0 && n <= stride);
+        assert(n >= 0 && (size_t)n <= stride);
 
         /* Twice the same terms rather than a buffer of doubles. */
         double sum = 0.0;
@@ -65,7 +65,7 @@ void resample_axis_init(struct resample_axis *axis, int in, int out, int first, 
                 w /= sum;
             weights[k] = (int32_t)(0.5 + w * (1 << WEIGHT_BITS));
         }
-        for (int k = n; k < stride; k++)
+        for (size_t k = (size_t)n; k < stride; k++)
             weights[k] = 0;
         start[i] = from;
         length[i] = n;
@@ -85,7 +85,7 @@ static void horizontal_plain(const struct resample_axis *axis, int channels, int
     for (int r = 0; r < rows; r++) {
         uint8_t *out = to[r];
         for (int i = 0; i < axis->count; i++) {
-            const int32_t *w = axis->weights + (size_t)i * (size_t)axis->stride;
+            const int32_t *w = axis->weights + (size_t)i * axis->stride;
             const uint8_t *p = from[r] + (size_t)axis->start[i] * (size_t)channels;
             for (int c = 0; c < channels; c++) {
                 int32_t sum = HALF;
@@ -155,7 +155,7 @@ AVX2 static void horizontal_avx2(const struct resample_axis *axis, int channels,
         out[r] = to[r < rows ? r : rows - 1];
     }
     for (int i = 0; i < axis->count; i++) {
-        const int32_t *w = axis->weights + (size_t)i * (size_t)axis->stride;
+        const int32_t *w = axis->weights + (size_t)i * axis->stride;
         size_t at = (size_t)axis->start[i] * 3;
         __m256i low[RESAMPLE_BATCH], high[RESAMPLE_BATCH];
         for (int r = 0; r < RESAMPLE_BATCH; r++)

@@ -20,14 +20,14 @@ enum {
  * Output i is the sum of `length[i]` source samples from `start[i]` on, times weights + i * stride. */
 struct resample_axis {
     int in, out, first, count;
-    int stride;              /* weights an output has room for, a multiple of 4; those past its length are 0 */
+    size_t stride;           /* weights an output has room for, a multiple of 4; those past its length are 0 */
     int32_t *weights;        /* count * stride, in units of 2^-22; borrowed memory */
     int32_t *start, *length; /* count each; start rises monotonically */
 };
 
-/* Room for the weights of one output, and bytes for `count` of them with starts and lengths;
- * UINT64_MAX on overflow. */
-int resample_stride(int in, int out);
+/* Weights that one output has room for, and bytes for `count` outputs with their starts and lengths
+ * (UINT64_MAX on overflow). */
+size_t resample_stride(int in, int out);
 uint64_t resample_axis_bytes(int in, int out, int count);
 
 /* Fill `axis` for in -> out, keeping its weights in `memory` (resample_axis_bytes of it, 4-byte aligned). */
