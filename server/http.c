@@ -214,7 +214,6 @@ static void *on_uri(void *cls, const char *uri, struct MHD_Connection *mhd)
     else
         (void)snprintf(c->request.target, sizeof c->request.target, "%.*s...", HTTP_TARGET_SIZE - 4, uri);
     request_id_new(c->request.id);
-    atomic_fetch_add(&http->active, 1);
     return c;
 }
 
@@ -223,6 +222,7 @@ static void begin(struct http_connection *c, const char *method, const char *pat
     struct http_request *request = &c->request;
     const char *length = http_header(request, "Content-Length"), *id = http_header(request, "X-Request-Id");
 
+    atomic_fetch_add(&c->http->active, 1);
     request->method = method;
     request->path = c->nul_in_path ? "" : path;
     request->chunked = http_header(request, "Transfer-Encoding") != NULL;
@@ -250,6 +250,21 @@ static bool skips_body(const struct http_connection *c)
     return !request->chunked && request->content_length > discard_bytes;
 }
 
+/* Whether the client has closed its side in the middle of the body. libmicrohttpd takes a short read for the
+ * end of what epoll announced, and so misses a close that came together with the last bytes: the request
+ * would stay until the idle timeout, and hold up a shutdown. */
+static bool is_cut_off(const struct http_connection *c)
+{
+    const struct http_request *request = &c->request;
+    const union MHD_ConnectionInfo *info;
+    char byte;
+
+    if (request->chunked || request->bytes_in >= request->content_length)
+        return false; /* the end of a chunked body may wait in libmicrohttpd's buffer */
+    info = MHD_get_connection_info(c->mhd, MHD_CONNECTION_INFO_CONNECTION_FD);
+    return info && recv(info->connect_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
 static enum MHD_Result on_access(void *cls, struct MHD_Connection *mhd, const char *url, const char *method,
                                  const char *version, const char *upload, size_t *upload_size, void **context)
 {
@@ -273,7 +288,7 @@ static enum MHD_Result on_access(void *cls, struct MHD_Connection *mhd, const ch
             *upload_size = 0;
             if (request->body_size == 0 && request->bytes_in > discard_bytes)
                 return MHD_NO; /* an endless body that is being dropped */
-            return MHD_YES;
+            return is_cut_off(c) ? MHD_NO : MHD_YES;
         }
         request->received_ns = clock_now_ns();
         if (request->reply.status == 0) {
@@ -306,8 +321,9 @@ static void on_completed(void *cls, struct MHD_Connection *mhd, void **context, 
     http_drop_body(&c->request);
     if (!c->request.reply.body_is_static)
         free((void *)(uintptr_t)c->request.reply.body);
+    if (c->request.method)
+        atomic_fetch_sub(&http->active, 1);
     free(c);
-    atomic_fetch_sub(&http->active, 1);
 }
 
 static void on_log(void *cls, const char *format, va_list args) __attribute__((format(printf, 2, 0)));

@@ -100,7 +100,7 @@ RN_MUST_CHECK enum rn_status http_start(const struct http_settings *settings, co
 /* "http://127.0.0.1:8080", with the real port. */
 const char *http_url(const struct http *http);
 
-/* Requests that have begun and are not over. */
+/* Requests whose headers are complete and that are not over. */
 size_t http_active(const struct http *http);
 
 /* Bytes of request bodies in memory. */

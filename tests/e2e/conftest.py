@@ -28,6 +28,7 @@ class Server:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RESNETD_")}
         environment.update({"RESNETD_" + name: str(value) for name, value in settings.items()})
         self.lines = []
+        self.expected_status = 0
         self.url = None
         self.process = subprocess.Popen([str(binary), "serve", "--host", "127.0.0.1", "--port", "0", *arguments],
                                         cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
@@ -103,7 +104,7 @@ class Server:
         self._reader.join()
         return status
 
-    def stop(self, expected=0):
+    def stop(self):
         if self.process.poll() is None:
             self.signal()
         try:
@@ -112,7 +113,7 @@ class Server:
             self.process.kill()
             raise
         assert not SANITIZER.search(self.log()), self.log()
-        assert status == expected, self.log()
+        assert status == self.expected_status, self.log()
 
 
 @pytest.fixture(scope="session")
