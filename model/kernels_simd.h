@@ -52,6 +52,7 @@ struct block {
     int taps, depth;
     const float *weights;     /* [taps * depth][vectors * LANES] */
     ptrdiff_t ahead;          /* floats from `weights` to what will be read next, to be fetched meanwhile; 0 for none */
+    const float *next;        /* [depth * BLOCK_ROWS] inputs that will be read soon, to be fetched meanwhile; or NULL */
     const float *bias;        /* [vectors * LANES] */
     const float *residual;    /* as `out`; NULL for none */
     float *out;               /* rows are `stride` floats apart */
@@ -95,10 +96,18 @@ struct block {
             v_store(o + (vectors - 1) * LANES, last);                                                                  \
     }
 
+/* Bring the line into the cache for writing (a no-op on CPUs without the instruction). */
+static inline void fetch_to_write(const float *p)
+{
+    __asm__ volatile("prefetchw %0" ::"m"(*p));
+}
+
 ALWAYS_INLINE void block_run(const struct block *t, const int rows, const int vectors)
 {
     enum { UNROLL = 4, LINE = 64 / sizeof(float) };
-    const ptrdiff_t ahead = t->ahead;
+    const ptrdiff_t ahead = t->ahead, to_residual = t->residual ? t->residual - t->out : 0;
+    const float *next = t->next;
+    const float *touch = t->out, *const touch_end = touch + (size_t)rows * t->stride;
     const size_t width = (size_t)vectors * LANES;
     const vec bias0 = v_load(t->bias), bias1 = vectors > 1 ? v_load(t->bias + LANES) : bias0;
     const float *w = t->weights;
@@ -109,9 +118,26 @@ ALWAYS_INLINE void block_run(const struct block *t, const int rows, const int ve
         BLOCK_ROW_LIST(BLOCK_POINT)
         size_t k = 0;
         for (; k + UNROLL <= depth; k += UNROLL, w += UNROLL * width) {
+            if (ahead) {
 #pragma GCC unroll 4
-            for (size_t line = 0; line < UNROLL * width / 2; line += LINE)
-                _mm_prefetch((const char *)(w + ahead + line), _MM_HINT_T1);
+                for (size_t line = 0; line < UNROLL * width / 2; line += LINE)
+                    _mm_prefetch((const char *)(w + ahead + line), _MM_HINT_T1);
+            }
+            if (touch != touch_end) {
+                fetch_to_write(touch);
+                fetch_to_write(touch + width - 1);
+                if (to_residual) {
+                    _mm_prefetch((const char *)(touch + to_residual), _MM_HINT_T0);
+                    _mm_prefetch((const char *)(touch + to_residual + width - 1), _MM_HINT_T0);
+                }
+                touch += t->stride;
+            }
+            if (next) {
+#pragma GCC unroll 4
+                for (size_t line = 0; line < BLOCK_ROWS * UNROLL; line += LINE)
+                    _mm_prefetch((const char *)(next + line), _MM_HINT_T1);
+                next += BLOCK_ROWS * UNROLL;
+            }
 #pragma GCC unroll 4
             for (size_t u = 0; u < UNROLL; u++) {
                 const vec b0 = v_load(w + u * width), b1 = vectors > 1 ? v_load(w + u * width + LANES) : b0;
@@ -341,6 +367,7 @@ static void gemm_run_panels(const struct conv *conv, const struct conv_geometry 
     const float **pointers = scratch;
     float *zeros = (float *)((char *)scratch + gemm_pointer_bytes(taps));
     memset(zeros, 0, gemm_zero_bytes(p));
+    const bool pointwise = taps == 1 && p->groups == 1 && p->stride[0] == 1 && p->stride[1] == 1 && p->padding[0] == 0 && p->padding[1] == 0;
     const float *packed = buffers->packed;
     const size_t depth = (size_t)taps * (size_t)group_in, group_width = panels_width(group_out);
     struct block t = {.rows = (const float *const *)pointers, .taps = taps, .depth = group_in,
@@ -360,6 +387,7 @@ static void gemm_run_panels(const struct conv *conv, const struct conv_geometry 
                 const size_t at = (size_t)pixel * (size_t)p->out + (size_t)(group * group_out + panel.first);
                 t.weights = weights + ((size_t)group * group_width + (size_t)panel.first) * depth;
                 t.ahead = panel_run == 1 && index + 1 < end_panel ? block_ahead(PANEL * (ptrdiff_t)depth, block, panel.vectors) : 0;
+                t.next = pointwise && index == run && left > 1 ? (const float *)buffers->input + (pixel + rows) * p->in : NULL;
                 t.bias = packed + (size_t)group * group_width + panel.first;
                 t.residual = conv->has_residual ? (const float *)buffers->residual + at : NULL;
                 t.out = (float *)buffers->output + at;

@@ -268,6 +268,7 @@ static size_t prepare(struct bench *b, size_t *packed_bytes)
         rotating[i] = allocate(activation * activation_bytes(b->table->activation));
         b->table->from_f32(values, rotating[i], activation);
     }
+    void *reached = rotating[0];
     *packed_bytes = 0;
     for (int i = 0; i < b->count; i++) {
         struct layer *l = &b->layers[i];
@@ -279,8 +280,10 @@ static size_t prepare(struct bench *b, size_t *packed_bytes)
         l->packed = allocate(l->kernel->packed_bytes(&l->conv));
         l->kernel->pack(&l->conv, weight, bias, l->packed);
         l->kernel->plan(&l->conv, &l->geometry, b->threads, &l->work);
-        l->buffers = (struct conv_buffers){.input = rotating[i % 2], .packed = l->packed, .output = rotating[(i + 1) % 2],
-                                           .residual = l->conv.has_residual ? rotating[2] : NULL};
+        /* Blocks add in place, as the engine's layout has it. */
+        l->buffers = (struct conv_buffers){.input = reached, .packed = l->packed, .residual = l->conv.has_residual ? rotating[2] : NULL};
+        reached = l->conv.has_residual ? rotating[2] : reached == rotating[0] ? rotating[1] : rotating[0];
+        l->buffers.output = reached;
         l->best_s = 1e9;
         scratch = l->work.scratch_bytes > scratch ? l->work.scratch_bytes : scratch;
     }
