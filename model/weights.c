@@ -280,8 +280,8 @@ static enum rn_status read_tensors(struct weights *weights, struct rn_error *err
     return status == RN_OK ? sort_names(weights, error) : status;
 }
 
-/* Takes over the mapping and the path, also when it fails. */
-static enum rn_status open_bytes(const uint8_t *data, size_t size, bool mapped, char *path, struct weights **out,
+/* Takes over a mapping, also when it fails. */
+static enum rn_status open_bytes(const uint8_t *data, size_t size, bool mapped, struct weights **out,
                                  struct rn_error *error)
 {
     struct weights *weights = calloc(1, sizeof *weights);
@@ -290,13 +290,11 @@ static enum rn_status open_bytes(const uint8_t *data, size_t size, bool mapped, 
     if (!weights) {
         if (mapped)
             munmap((void *)(uintptr_t)data, size);
-        free(path);
         return rn_fail_nomem(error, "the weights file");
     }
     weights->data = data;
     weights->size = size;
     weights->mapped = mapped;
-    weights->path = path;
     weights->names.limit = NAMES_LIMIT;
     weights->copies.limit = size;
 
@@ -314,7 +312,7 @@ static enum rn_status open_bytes(const uint8_t *data, size_t size, bool mapped, 
 enum rn_status weights_open_memory(const uint8_t *data, size_t size, struct weights **out, struct rn_error *error)
 {
     struct rn_error ignored;
-    return open_bytes(data, size, false, NULL, out, error ? error : &ignored);
+    return open_bytes(data, size, false, out, error ? error : &ignored);
 }
 
 /* The end of a path, for errors, whose text is short. */
@@ -365,15 +363,8 @@ enum rn_status weights_open(const char *path, struct weights **out, struct rn_er
 
     *out = NULL;
     enum rn_status status = map_file(path, &data, &size, &reason);
-    if (status == RN_OK) {
-        char *own_path = strdup(shown_path(path));
-        if (own_path) {
-            status = open_bytes(data, size, true, own_path, out, &reason);
-        } else {
-            munmap((void *)(uintptr_t)data, size);
-            status = rn_fail_nomem(&reason, "the weights file");
-        }
-    }
+    if (status == RN_OK)
+        status = open_bytes(data, size, true, out, &reason);
     if (status != RN_OK)
         return rn_fail(error, status, "%s: %s", shown_path(path), reason.text);
     return RN_OK;
@@ -388,7 +379,6 @@ void weights_close(struct weights *weights)
     weights_arena_free(&weights->copies);
     free(weights->by_name);
     free(weights->tensors);
-    free(weights->path);
     if (weights->mapped)
         munmap((void *)(uintptr_t)weights->data, weights->size);
     free(weights);
@@ -455,13 +445,11 @@ enum rn_status weights_read_f32(const struct weights *weights, const char *name,
                                 float *out, struct rn_error *error)
 {
     const struct weights_tensor *tensor = weights_find(weights, name);
-    const char *path = weights->path ? weights->path : "weights";
 
     if (!tensor)
-        return rn_fail(error, RN_ERR_WEIGHTS, "%s: tensor %s is missing", path, name);
+        return rn_fail(error, RN_ERR_WEIGHTS, "tensor %s is missing", name);
     if (tensor->dtype == WEIGHTS_I64 || tensor->dtype == WEIGHTS_OTHER)
-        return rn_fail(error, RN_ERR_WEIGHTS, "%s: tensor %s is %s; F32, F16 and BF16 are read", path, name,
-                       tensor->dtype_name);
+        return rn_fail(error, RN_ERR_WEIGHTS, "tensor %s is %s; F32, F16 and BF16 are read", name, tensor->dtype_name);
 
     bool same = tensor->dims == dims;
     for (int i = 0; same && i < dims; i++)
@@ -470,8 +458,7 @@ enum rn_status weights_read_f32(const struct weights *weights, const char *name,
         char found[64], expected[64];
         format_shape(found, sizeof found, tensor->dims, tensor->shape);
         format_shape(expected, sizeof expected, dims, shape);
-        return rn_fail(error, RN_ERR_WEIGHTS, "%s: tensor %s has shape %s, the network expects %s", path, name, found,
-                       expected);
+        return rn_fail(error, RN_ERR_WEIGHTS, "tensor %s has shape %s, the network expects %s", name, found, expected);
     }
     convert(tensor, out);
     return RN_OK;

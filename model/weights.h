@@ -64,8 +64,8 @@ const char *weights_sha256(const struct weights *weights);
 
 /* Find `name` and check its shape (`dims` sizes in `shape`), then convert it into `out` as float32.
  *   out   caller-owned, product-of-shape floats; F32, F16 and BF16 are converted exactly
- * Returns RN_OK, or RN_ERR_WEIGHTS with the file, the name, and both shapes, the type or "missing" in the text.
- * Thread-safe. */
+ * Returns RN_OK, or RN_ERR_WEIGHTS with the name, and both shapes, the type or "missing" in the text; the caller
+ * adds the file. Thread-safe. */
 RN_MUST_CHECK enum rn_status weights_read_f32(const struct weights *weights, const char *name, int dims,
                                               const int64_t *shape, float *out, struct rn_error *error);
 

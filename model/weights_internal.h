@@ -44,7 +44,6 @@ struct weights {
     const uint8_t *data; /* the whole file */
     size_t size;
     bool mapped; /* else borrowed, from weights_open_memory */
-    char *path;  /* for errors; NULL for memory */
     const char *format;
     struct weights_tensor *tensors; /* [count], in the file's order */
     size_t count, capacity;

@@ -98,16 +98,16 @@ static void read_f32_says_what_is_wrong(void **state)
         int64_t shape[WEIGHTS_MAX_DIMS];
         const char *text;
     } cases[] = {
-        {"absent", 1, {2}, "weights: tensor absent is missing"},
-        {"count", 0, {0}, "weights: tensor count is I64; F32, F16 and BF16 are read"},
-        {"mask", 1, {1}, "weights: tensor mask is BOOL; F32, F16 and BF16 are read"},
-        {"full", 1, {3}, "weights: tensor full has shape [2], the network expects [3]"},
-        {"half", 1, {2}, "weights: tensor half has shape [2, 1], the network expects [2]"},
-        {"half", 0, {0}, "weights: tensor half has shape [2, 1], the network expects []"},
+        {"absent", 1, {2}, "tensor absent is missing"},
+        {"count", 0, {0}, "tensor count is I64; F32, F16 and BF16 are read"},
+        {"mask", 1, {1}, "tensor mask is BOOL; F32, F16 and BF16 are read"},
+        {"full", 1, {3}, "tensor full has shape [2], the network expects [3]"},
+        {"half", 1, {2}, "tensor half has shape [2, 1], the network expects [2]"},
+        {"half", 0, {0}, "tensor half has shape [2, 1], the network expects []"},
         {"full",
          8,
          {INT64_MAX, INT64_MAX, INT64_MAX, INT64_MAX, INT64_MAX, INT64_MAX, INT64_MAX, INT64_MAX},
-         "weights: tensor full has shape [2], the network expects [9223372036854775807, 9223372036854775807]"},
+         "tensor full has shape [2], the network expects [9223372036854775807, 9223372036854775807]"},
     };
     const struct bytes b = good_file();
     struct weights *weights;
@@ -301,8 +301,6 @@ static void opens_files(void **state)
     assert_int_equal(weights_open(path, &weights, &error), RN_OK);
     assert_int_equal(strlen(weights_sha256(weights)), 64);
     assert_ptr_equal(weights_sha256(weights), weights_sha256(weights));
-    assert_int_equal(weights_read_f32(weights, "x", 0, NULL, out, &error), RN_ERR_WEIGHTS);
-    assert_non_null(strstr(error.text, path));
     assert_int_equal(unlink(path), 0); /* the mapping stays */
     assert_int_equal(weights_read_f32(weights, "full", 1, (const int64_t[]){2}, out, &error), RN_OK);
     assert_true(out[0] == 1.5f);
