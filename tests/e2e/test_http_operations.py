@@ -242,14 +242,13 @@ def test_one_log_line_a_request(start, cat):
 @pytest.mark.parametrize("kind", ["text", "json"])
 def test_no_request_can_forge_a_log_line(start, kind):
     server = start(LOG_FORMAT=kind)
-    before = len(server.lines)
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(b"GET /mark\x1b[31m\"\\\xff%0a%0d{}= HTTP/1.1\r\nHost: a\r\nX-Request-Id: a\tb\r\n\r\n")
         assert read_reply(file).status == 404
         connection.sendall(b"GET /" + b"a" * 5000 + b"mark HTTP/1.1\r\nHost: a\r\n\r\n")
         assert read_reply(file).status == 404
     server.stop()
-    lines = [line for line in server.lines[before:] if "method=GET" in line or '"method": "GET"' in line]
+    lines = [line for line in server.lines if "unknown_route" in line]
     assert len(lines) == 2
     assert all(char >= " " for line in lines for char in line)
     assert len(lines[1]) < 1500
