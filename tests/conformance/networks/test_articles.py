@@ -11,8 +11,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from conftest import ROOT, infer, relative_difference, run, seed_network, settle_batchnorm, torch_shapes
-from tolerances import FP32_LOGITS
+from networks_support import FP32_LOGITS, ROOT, infer, relative_difference, run, seed_network, settle_batchnorm, torch_shapes
 
 TABLES = ["ref", "openblas"]
 

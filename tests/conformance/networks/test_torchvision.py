@@ -5,8 +5,8 @@ import pytest
 import torch
 import torchvision
 
-from conftest import ROWS, infer, relative_difference, seed_network, settle_batchnorm, torch_shapes
-from tolerances import BF16_MARGIN, FP32_LOGITS
+from networks_support import (BF16_MARGIN, FP32_LOGITS, ROWS, infer, relative_difference, seed_network,
+                              settle_batchnorm, torch_shapes)
 
 NETWORKS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "vgg16"]
 SIZES = [(1, 1), (32, 32), (33, 65), (97, 211), (224, 224), (256, 256), (375, 500), (640, 480)]
