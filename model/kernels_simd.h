@@ -20,7 +20,7 @@
 #include "kernels_pool.h"
 #include "sizes.h"
 
-enum { PANEL = BLOCK_VECTORS * LANES };
+enum { PANEL = BLOCK_VECTORS * LANES, UNROLL = 4, LINE = 64 / sizeof(float) };
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
@@ -51,8 +51,8 @@ struct block {
     const float *const *rows; /* [taps][BLOCK_ROWS], `depth` floats each */
     int taps, depth;
     const float *weights;     /* [taps * depth][vectors * LANES] */
-    ptrdiff_t ahead;          /* floats from `weights` to what will be read next, to be fetched meanwhile; 0 for none */
-    const float *next;        /* [depth * BLOCK_ROWS] inputs that will be read soon, to be fetched meanwhile; or NULL */
+    const float *fetch;       /* what will be read soon: `fetch_lines` cache lines are fetched in every step */
+    int fetch_lines;
     const float *bias;        /* [vectors * LANES] */
     const float *residual;    /* as `out`; NULL for none */
     float *out;               /* rows are `stride` floats apart */
@@ -104,9 +104,9 @@ static inline void fetch_to_write(const float *p)
 
 ALWAYS_INLINE void block_run(const struct block *t, const int rows, const int vectors)
 {
-    enum { UNROLL = 4, LINE = 64 / sizeof(float) };
-    const ptrdiff_t ahead = t->ahead, to_residual = t->residual ? t->residual - t->out : 0;
-    const float *next = t->next;
+    const int fetch_lines = t->fetch_lines;
+    const float *fetch = t->fetch;
+    const ptrdiff_t to_residual = t->residual ? t->residual - t->out : 0;
     const float *touch = t->out, *const touch_end = touch + (size_t)rows * t->stride;
     const size_t width = (size_t)vectors * LANES;
     const vec bias0 = v_load(t->bias), bias1 = vectors > 1 ? v_load(t->bias + LANES) : bias0;
@@ -118,11 +118,8 @@ ALWAYS_INLINE void block_run(const struct block *t, const int rows, const int ve
         BLOCK_ROW_LIST(BLOCK_POINT)
         size_t k = 0;
         for (; k + UNROLL <= depth; k += UNROLL, w += UNROLL * width) {
-            if (ahead) {
-#pragma GCC unroll 4
-                for (size_t line = 0; line < UNROLL * width / 2; line += LINE)
-                    _mm_prefetch((const char *)(w + ahead + line), _MM_HINT_T1);
-            }
+            for (int line = 0; line < fetch_lines; line++, fetch += LINE)
+                _mm_prefetch((const char *)fetch, _MM_HINT_T1);
             if (touch != touch_end) {
                 fetch_to_write(touch);
                 fetch_to_write(touch + width - 1);
@@ -131,12 +128,6 @@ ALWAYS_INLINE void block_run(const struct block *t, const int rows, const int ve
                     _mm_prefetch((const char *)(touch + to_residual + width - 1), _MM_HINT_T0);
                 }
                 touch += t->stride;
-            }
-            if (next) {
-#pragma GCC unroll 4
-                for (size_t line = 0; line < BLOCK_ROWS * UNROLL; line += LINE)
-                    _mm_prefetch((const char *)(next + line), _MM_HINT_T1);
-                next += BLOCK_ROWS * UNROLL;
             }
 #pragma GCC unroll 4
             for (size_t u = 0; u < UNROLL; u++) {
@@ -179,13 +170,16 @@ BLOCK_ROW_LIST(BLOCK_DEFINE)
 #define BLOCK_ENTRY(i) {block_##i##_1, block_##i##_2},
 static void (*const block_kernels[BLOCK_ROWS][BLOCK_VECTORS])(const struct block *t) = {BLOCK_ROW_LIST(BLOCK_ENTRY)};
 
-/* One block fetches ahead half of the lines of what it is pointed at: the first block of several that use the
- * same weights takes the first half of every UNROLL rows, the second the other half.
- *   next   floats from these weights to the next ones; 0 for none
- *   block  index of the block among those that share the weights */
-static inline ptrdiff_t block_ahead(ptrdiff_t next, int block, int vectors)
+/* Let block `index` of `count` that run one after the other fetch its share of `bytes` at `from`. The shares are
+ * equal, so that the memory is asked evenly; more than FETCH_LINES a step would only queue up. */
+static inline void block_fetch(struct block *t, const float *from, size_t bytes, int index, int count)
 {
-    return next == 0 || block > 1 ? 0 : next + block * 2 * vectors * LANES;
+    enum { FETCH_LINES = 8 };
+    const size_t steps = (size_t)t->taps * ((size_t)t->depth / UNROLL), lines = bytes / (LINE * sizeof(float));
+    const size_t need = steps ? (lines + steps * (size_t)count - 1) / (steps * (size_t)count) : 0;
+    const size_t a_step = need < FETCH_LINES ? need : FETCH_LINES, first = steps * a_step * (size_t)index;
+    t->fetch = from + first * LINE;
+    t->fetch_lines = first < lines ? (int)a_step : 0;
 }
 
 /* ---- panels: output channels in groups of PANEL, the last one as many whole vectors as it needs ---- */
@@ -264,7 +258,7 @@ static void gemm_pack(const struct conv *conv, const float *weight, const float 
  * in runs whose weights stay in the second-level cache while the task's pixels pass by. */
 enum { GEMM_PIXEL_PARTS, GEMM_PANEL_PARTS, GEMM_PANEL_RUN };
 
-enum { CACHE_WEIGHT_BYTES = 768 * 1024, CACHE_INPUT_BYTES = 512 * 1024 };
+enum { CACHE_WEIGHT_BYTES = 768 * 1024, CACHE_INPUT_BYTES = 1024 * 1024 };
 
 static bool gemm_supports(const struct conv *conv)
 {
@@ -316,9 +310,12 @@ static void gemm_plan(const struct conv *conv, const struct conv_geometry *g, in
                                .scratch_bytes = gemm_pointer_bytes(gemm_taps(p)) + gemm_zero_bytes(p)};
     work->tile[GEMM_PIXEL_PARTS] = pixel_parts;
     work->tile[GEMM_PANEL_PARTS] = panel_parts;
-    work->tile[GEMM_PANEL_RUN] = input_bytes / pixel_parts < CACHE_INPUT_BYTES && panels * panel_bytes > CACHE_WEIGHT_BYTES
-                                     ? 1
-                                     : max_int(1, (int)(CACHE_WEIGHT_BYTES / panel_bytes));
+    /* Inputs that stay in the cache may be read once a panel; else as many panels as stay there take turns. */
+    const int most = input_bytes / pixel_parts < CACHE_INPUT_BYTES && panels * panel_bytes > CACHE_WEIGHT_BYTES
+                         ? 1
+                         : max_int(1, (int)(CACHE_WEIGHT_BYTES / panel_bytes));
+    const int panels_in_task = ceil_div(panels, panel_parts);
+    work->tile[GEMM_PANEL_RUN] = ceil_div(panels_in_task, ceil_div(panels_in_task, most));
 }
 
 /* Fill the pointers of `rows` output pixels from `pixel` on. */
@@ -367,16 +364,17 @@ static void gemm_run_panels(const struct conv *conv, const struct conv_geometry 
     const float **pointers = scratch;
     float *zeros = (float *)((char *)scratch + gemm_pointer_bytes(taps));
     memset(zeros, 0, gemm_zero_bytes(p));
+    const int blocks_in_task = ceil_div((int)(end_pixel - first_pixel), BLOCK_ROWS);
+    const size_t panel_bytes = (size_t)taps * (size_t)group_in * PANEL * sizeof(float);
     const bool pointwise = taps == 1 && p->groups == 1 && p->stride[0] == 1 && p->stride[1] == 1 && p->padding[0] == 0 && p->padding[1] == 0;
     const float *packed = buffers->packed;
     const size_t depth = (size_t)taps * (size_t)group_in, group_width = panels_width(group_out);
     struct block t = {.rows = (const float *const *)pointers, .taps = taps, .depth = group_in,
                       .stride = (size_t)p->out, .floor = conv->relu ? 0.0f : -INFINITY};
     for (int run = first_panel; run < end_panel; run += panel_run) {
-        int64_t left = (end_pixel - first_pixel + BLOCK_ROWS - 1) / BLOCK_ROWS; /* blocks, of nearly equal rows */
-        int block = 0;
+        int left = blocks_in_task, block = 0; /* blocks have nearly equal rows */
         for (int64_t pixel = first_pixel; left > 0; left--, block++) {
-            const int rows = (int)((end_pixel - pixel + left - 1) / left);
+            const int rows = ceil_div((int)(end_pixel - pixel), left);
             int group = -1;
             for (int index = run; index < min_int(run + panel_run, end_panel); index++) {
                 const struct panel panel = panel_at(group_out, index % group_panels);
@@ -386,8 +384,13 @@ static void gemm_run_panels(const struct conv *conv, const struct conv_geometry 
                 }
                 const size_t at = (size_t)pixel * (size_t)p->out + (size_t)(group * group_out + panel.first);
                 t.weights = weights + ((size_t)group * group_width + (size_t)panel.first) * depth;
-                t.ahead = panel_run == 1 && index + 1 < end_panel ? block_ahead(PANEL * (ptrdiff_t)depth, block, panel.vectors) : 0;
-                t.next = pointwise && index == run && left > 1 ? (const float *)buffers->input + (pixel + rows) * p->in : NULL;
+                if (panel_run == 1 && index + 1 < end_panel)
+                    block_fetch(&t, t.weights + PANEL * depth, panel_bytes, block, blocks_in_task);
+                else if (pointwise && left > 1)
+                    block_fetch(&t, (const float *)buffers->input + (size_t)(pixel + rows) * (size_t)p->in,
+                                (size_t)p->in * BLOCK_ROWS * sizeof(float), index - run, min_int(panel_run, end_panel - run));
+                else
+                    t.fetch_lines = 0;
                 t.bias = packed + (size_t)group * group_width + panel.first;
                 t.residual = conv->has_residual ? (const float *)buffers->residual + at : NULL;
                 t.out = (float *)buffers->output + at;

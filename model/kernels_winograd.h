@@ -382,11 +382,12 @@ ALWAYS_INLINE void winograd_run_form(const int m, const struct conv *conv, const
         const size_t width = (size_t)panel.vectors * LANES;
         t.weights = weights + (size_t)products * (size_t)p->in * (size_t)panel.first;
         for (int product = 0; product < products; product++, t.weights += (size_t)p->in * width) {
-            int left = ceil_div(count, BLOCK_ROWS), block = 0;
+            const int blocks = ceil_div(count, BLOCK_ROWS);
+            int left = blocks, block = 0;
             for (int i = 0; left > 0; left--, block++) {
                 const int rows = ceil_div(count - i, left);
                 t.rows = pointers + product * count + i;
-                t.ahead = block_ahead((ptrdiff_t)((size_t)p->in * width), block, panel.vectors);
+                block_fetch(&t, t.weights + (size_t)p->in * width, (size_t)p->in * width * sizeof(float), block, blocks);
                 t.out = summed + (size_t)(product * count + i) * PANEL;
                 block_kernels[rows - 1][panel.vectors - 1](&t);
                 i += rows;
