@@ -465,14 +465,15 @@ enum rn_status http_start(const struct http_settings *settings, const struct htt
     options[LISTEN_SOCKET].value = fd;
     if (settings->threads > 1)
         options[THREAD_POOL] = (struct MHD_OptionItem){MHD_OPTION_THREAD_POOL_SIZE, settings->threads, NULL};
+    *out = http; /* before the threads start: the first request may come at once and look for it */
     http->daemon = MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL,
                                     NULL, on_access, http, MHD_OPTION_ARRAY, options, MHD_OPTION_END);
     if (!http->daemon) {
         (void)close(fd);
         free(http);
+        *out = NULL;
         return rn_fail(error, RN_ERR_IO, "cannot start the HTTP threads");
     }
-    *out = http;
     return RN_OK;
 }
 
