@@ -40,7 +40,7 @@ for group in "$@"; do
         library libjpeg-dev libjpeg
         library libpng-dev libpng
         library libcjson-dev libcjson
-        library libopenblas-serial-dev openblas
+        package libopenblas-pthread-dev # the serial build may not be called from several threads
         library nettle-dev nettle
         ;;
     test)

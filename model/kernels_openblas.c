@@ -10,6 +10,7 @@
 
 #include <assert.h>
 #include <cblas.h>
+#include <stdio.h>
 #include <string.h>
 
 enum {
@@ -195,10 +196,16 @@ static const struct conv_kernel conv_sgemm = {
     .run = conv_run,
 };
 
+/* Kernels run on several threads at once. Only OpenBLAS's pthread build takes locks around its work buffers: the
+ * serial one hands the same buffer to two threads, which gives wrong products, and OpenMP's starts threads of its own
+ * for every caller. */
 static bool available(char *why, size_t why_size)
 {
-    (void)why;
-    (void)why_size;
+    if (openblas_get_parallel() != OPENBLAS_THREAD) {
+        if (why)
+            (void)snprintf(why, why_size, "this OpenBLAS is not the pthread build, so threads cannot share it");
+        return false;
+    }
     openblas_set_num_threads(1);
     return true;
 }
