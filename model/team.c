@@ -3,7 +3,8 @@
  * The published operation is (fn, arg, tasks); `state` holds a generation in its high and the next task in
  * its low half. A thread takes task i by moving `state` from (g, i) to (g, i + 1): if that succeeds, the
  * operation it had read before was still generation g. Between operations `state` holds a generation with
- * the counter at CLOSED, so that nobody can take a task while the fields change. */
+ * the counter at CLOSED, so that nobody can take a task while the fields change. The fields are stored with release
+ * and read with acquire: whoever has seen a new field also finds `state` closed, and takes nothing. */
 
 #include "team.h"
 
@@ -196,9 +197,9 @@ static bool run_one(struct team *team, void *scratch)
 
     for (;;) {
         const uint64_t index = state & CLOSED;
-        const team_task fn = atomic_load_explicit(&team->fn, memory_order_relaxed);
-        void *arg = atomic_load_explicit(&team->arg, memory_order_relaxed);
-        const int tasks = atomic_load_explicit(&team->tasks, memory_order_relaxed);
+        const team_task fn = atomic_load_explicit(&team->fn, memory_order_acquire);
+        void *arg = atomic_load_explicit(&team->arg, memory_order_acquire);
+        const int tasks = atomic_load_explicit(&team->tasks, memory_order_acquire);
 
         if (index == CLOSED || index >= (uint64_t)tasks)
             return false;
@@ -217,9 +218,9 @@ void team_run(struct team *team, int tasks, team_task task, void *arg)
     unsigned spins = 0;
 
     assert(tasks >= 1 && atomic_load_explicit(&team->open, memory_order_relaxed));
-    atomic_store_explicit(&team->fn, task, memory_order_relaxed);
-    atomic_store_explicit(&team->arg, arg, memory_order_relaxed);
-    atomic_store_explicit(&team->tasks, tasks, memory_order_relaxed);
+    atomic_store_explicit(&team->fn, task, memory_order_release);
+    atomic_store_explicit(&team->arg, arg, memory_order_release);
+    atomic_store_explicit(&team->tasks, tasks, memory_order_release);
     atomic_store_explicit(&team->done, 0, memory_order_relaxed);
     atomic_store_explicit(&team->state, (generation + 1) << 32, memory_order_release);
 
