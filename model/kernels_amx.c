@@ -160,9 +160,10 @@ static void amx_pack(const struct conv *conv, const float *weight, const float *
 /* conv_work.tile */
 enum { WORK_STRIPS, WORK_RANGES };
 
-/* Bytes of input that one strip may bring into the second-level cache, and that one group of tiles may bring
+/* Bytes of a block of weights that stays in the first-level cache while tiles pass by; larger ones are loaded as
+ * streams, which do not displace the tiles. Bytes of input that one strip may bring into the second-level cache, and that one group of tiles may bring
  * into the first while the blocks of weights pass by. */
-enum { STRIP_BYTES = 256 * 1024, GROUP_BYTES = 24 * 1024, CACHED_WEIGHT_BYTES = 640 * 1024 };
+enum { RESIDENT_BYTES = 10 * 1024, STRIP_BYTES = 256 * 1024, GROUP_BYTES = 24 * 1024, CACHED_WEIGHT_BYTES = 640 * 1024 };
 
 /* How one strip's input lies in memory. */
 struct view {
@@ -458,7 +459,7 @@ struct pending {
 struct job {
     size_t pixel_stride, chunk_stride;
     const size_t *tap_offset;
-    int chunks, taps;
+    int chunks, taps, m;
     size_t out_stride; /* bytes from a pixel to the next */
     __m512i floor;     /* ReLU on bf16 as 16-bit integers: 0, or the smallest of all */
     float *sink;
@@ -470,20 +471,23 @@ ALWAYS_INLINE __m512 widen(__m256i x)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 
-ALWAYS_INLINE void finish_rows(const struct job *job, struct pending *p, int count)
+ALWAYS_INLINE void finish_rows(const struct job *job, struct pending *p, int count, const bool residual)
 {
     const int end = min_int(p->rows, p->next + count);
-    for (; p->next < end; p->next++) {
-        const int32_t pixel = p->pixel[p->next];
-        const float *sums = p->sums + (size_t)p->next * BLOCK;
+    const float *sums = p->sums + (size_t)p->next * BLOCK;
+    for (int row = p->next; row < end; row++, sums += BLOCK) {
+        const int32_t pixel = p->pixel[row];
         __m512 low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + TILE);
         const size_t at = (size_t)pixel * job->out_stride;
-        if (p->residual && pixel >= 0) {
-            const __m512i r = _mm512_maskz_loadu_epi16(p->mask, p->residual + at);
+        char *out = p->out + at;
+        if (residual) {
+            const char *from = pixel < 0 ? p->residual : p->residual + at;
+            const __m512i r = _mm512_maskz_loadu_epi16(p->mask, from);
             low = _mm512_add_ps(low, widen(_mm512_castsi512_si256(r)));
             high = _mm512_add_ps(high, widen(_mm512_extracti64x4_epi64(r, 1)));
         }
-        char *out = pixel < 0 ? (char *)job->sink : p->out + at;
+        if (pixel < 0)
+            out = (char *)job->sink;
         if (__builtin_expect(job->output_f32, 0)) {
             if (job->relu) {
                 low = _mm512_max_ps(low, _mm512_setzero_ps());
@@ -499,15 +503,24 @@ ALWAYS_INLINE void finish_rows(const struct job *job, struct pending *p, int cou
                 _mm512_mask_storeu_epi16(out, p->mask, pair);
         }
     }
+    p->next = end;
 }
+
+/* Weights to bring into the second-level cache meanwhile: so many lines at each step. */
+struct prefetch {
+    const char *next;
+    int lines;
+};
 
 /* One block of tiles: `tiles` (1 or 2) pixel tiles at a0 and a1 by 32 channels at b, sums into `sums`;
  * meanwhile finish what is pending. */
-ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const char *a0, const char *a1, const char *b,
-                            const float *bias, float *sums, int m, struct pending *pending)
+ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const bool stream, const bool residual,
+                            const char *a0, const char *a1, const char *b, const float *bias, float *sums,
+                            struct pending *pending, struct prefetch *ahead)
 {
     const size_t stride = job->pixel_stride;
-    const int share = ceil_div(pending->rows, job->chunks * job->taps);
+    const int share = ceil_div(pending->rows, job->chunks * job->taps), lines = ahead->lines;
+    const char *fetch = ahead->next;
 
     _tile_loadd(0, bias, 0);
     _tile_loadd(1, bias + TILE, 0);
@@ -519,26 +532,59 @@ ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const char *
         for (int tap = 0; tap < job->taps; tap++, b += STEP_BYTES) {
             const size_t offset = job->tap_offset[tap];
             _tile_loadd(4, a0 + offset, stride);
-            _tile_loadd(6, b, LINE);
+            if (stream)
+                _tile_stream_loadd(6, b, LINE);
+            else
+                _tile_loadd(6, b, LINE);
             _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, b + STEP_BYTES / 2, LINE);
+            if (stream)
+                _tile_stream_loadd(7, b + STEP_BYTES / 2, LINE);
+            else
+                _tile_loadd(7, b + STEP_BYTES / 2, LINE);
             _tile_dpbf16ps(1, 4, 7);
             if (tiles > 1) {
                 _tile_loadd(5, a1 + offset, stride);
                 _tile_dpbf16ps(2, 5, 6);
                 _tile_dpbf16ps(3, 5, 7);
             }
+            for (int i = 0; i < lines; i++)
+                _mm_prefetch(fetch + i * LINE, _MM_HINT_T1);
+            fetch += lines * LINE;
             if (pending->next < pending->rows)
-                finish_rows(job, pending, share);
+                finish_rows(job, pending, share, residual);
         }
     }
+    ahead->next = fetch;
     _tile_stored(0, sums, BLOCK * sizeof(float));
     _tile_stored(1, sums + TILE, BLOCK * sizeof(float));
     if (tiles > 1) {
-        _tile_stored(2, sums + m * BLOCK, BLOCK * sizeof(float));
-        _tile_stored(3, sums + m * BLOCK + TILE, BLOCK * sizeof(float));
+        _tile_stored(2, sums + job->m * BLOCK, BLOCK * sizeof(float));
+        _tile_stored(3, sums + job->m * BLOCK + TILE, BLOCK * sizeof(float));
     }
 }
+
+typedef void multiply_function(const struct job *job, const char *a0, const char *a1, const char *b, const float *bias,
+                               float *sums, struct pending *pending, struct prefetch *ahead);
+#define MULTIPLY(name, tiles, stream, residual)                                                                        \
+    static void name(const struct job *job, const char *a0, const char *a1, const char *b, const float *bias,          \
+                     float *sums, struct pending *pending, struct prefetch *ahead)                                     \
+    {                                                                                                                  \
+        multiply(job, tiles, stream, residual, a0, a1, b, bias, sums, pending, ahead);                                 \
+    }
+MULTIPLY(multiply_1, 1, false, false)
+MULTIPLY(multiply_1_residual, 1, false, true)
+MULTIPLY(multiply_1_stream, 1, true, false)
+MULTIPLY(multiply_1_stream_residual, 1, true, true)
+MULTIPLY(multiply_2, 2, false, false)
+MULTIPLY(multiply_2_residual, 2, false, true)
+MULTIPLY(multiply_2_stream, 2, true, false)
+MULTIPLY(multiply_2_stream_residual, 2, true, true)
+
+/* By [pixel tiles - 1][stream][residual]. */
+static multiply_function *const multiply_functions[2][2][2] = {
+    {{multiply_1, multiply_1_residual}, {multiply_1_stream, multiply_1_stream_residual}},
+    {{multiply_2, multiply_2_residual}, {multiply_2_stream, multiply_2_stream_residual}},
+};
 
 static void amx_run(const struct conv *conv, const struct conv_geometry *g, const struct conv_work *work,
                     const struct conv_buffers *buffers, int task, void *scratch)
@@ -577,10 +623,11 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
 
     const struct job job = {
         .pixel_stride = v.pixel_stride, .chunk_stride = v.chunk_stride, .tap_offset = s.tap_offset,
-        .chunks = f.chunks, .taps = f.taps, .out_stride = (size_t)p->out * element,
+        .chunks = f.chunks, .taps = f.taps, .m = v.m, .out_stride = (size_t)p->out * element,
         .floor = _mm512_set1_epi16(conv->relu ? 0 : INT16_MIN), .sink = (float *)s.sink,
         .relu = conv->relu, .output_f32 = conv->output_f32,
     };
+    const bool residual = conv->has_residual, stream = block_bytes(&f) > RESIDENT_BYTES;
     /* All blocks pass by a group of tiles whose input stays in the first-level cache; but weights that do not
      * stay in the second are read once. */
     const int first_block = part_start(f.blocks, ranges, range), end_block = part_start(f.blocks, ranges, range + 1);
@@ -597,26 +644,30 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
             const char *b = weights + (size_t)block * block_bytes(&f);
             const size_t channel = (size_t)block * BLOCK;
             const int channels = min_int(BLOCK, p->out - block * BLOCK);
+            struct prefetch ahead = {b + block_bytes(&f), 0};
+            if (begin == 0 && block + 1 < end_block)
+                ahead.lines = ceil_div(STEP_BYTES / LINE, ceil_div(stop - begin, 2));
             for (int tile = begin; tile < stop; tile += 2) {
                 const int count = min_int(2, stop - tile);
                 float *to = s.sums + (size_t)sums * SUM_FLOATS;
-                const char *a0 = input + s.tile_offset[tile];
-                if (count == 2)
-                    multiply(&job, 2, a0, input + s.tile_offset[tile + 1], b, bias + channel, to, v.m, &pending);
-                else
-                    multiply(&job, 1, a0, a0, b, bias + channel, to, v.m, &pending);
+                multiply_functions[count - 1][stream][residual](
+                    &job, input + s.tile_offset[tile], input + s.tile_offset[tile + count - 1], b, bias + channel, to,
+                    &pending, &ahead);
                 pending = (struct pending){
                     .sums = to, .pixel = s.pixel + tile * v.m, .rows = count * v.m,
                     .out = (char *)buffers->output + first_pixel * job.out_stride + channel * element,
-                    .residual = conv->has_residual ? (const char *)buffers->residual +
-                                                         first_pixel * job.out_stride + channel * element : NULL,
+                    .residual = residual ? (const char *)buffers->residual + first_pixel * job.out_stride +
+                                               channel * element : NULL,
                     .mask = channels == BLOCK ? (__mmask32)-1 : (__mmask32)((1u << channels) - 1u),
                 };
                 sums ^= 1;
             }
         }
     }
-    finish_rows(&job, &pending, pending.rows);
+    if (residual)
+        finish_rows(&job, &pending, pending.rows, true);
+    else
+        finish_rows(&job, &pending, pending.rows, false);
     _tile_release();
 }
 
