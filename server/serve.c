@@ -6,7 +6,8 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <pthread.h>
+#include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -100,12 +101,44 @@ static void raise_file_limit(int max_connections)
                   (unsigned long long)limit.rlim_cur, max_connections);
 }
 
-/* Wait up to `ms` for one of `signals`. Returns it, or 0. */
-static int wait_signal(const sigset_t *signals, int ms)
+/* Signals arrive here as bytes. A handler rather than sigwait: a library's thread (OpenBLAS starts some when
+ * it is loaded) may have SIGTERM unblocked, and would take it with its default action. */
+static int signal_pipe[2];
+
+static void on_signal(int signal_number)
 {
-    const struct timespec timeout = {.tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000};
-    int signal_number = sigtimedwait(signals, NULL, &timeout);
-    return signal_number > 0 ? signal_number : 0;
+    const char byte = (char)signal_number;
+    const int saved = errno;
+
+    (void)!write(signal_pipe[1], &byte, 1);
+    errno = saved;
+}
+
+static enum rn_status catch_signals(struct rn_error *error)
+{
+    const struct sigaction catch = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+
+    if (pipe2(signal_pipe, O_CLOEXEC | O_NONBLOCK) != 0 || sigaction(SIGTERM, &catch, NULL) != 0 ||
+        sigaction(SIGINT, &catch, NULL) != 0 || signal(SIGPIPE, SIG_IGN) == SIG_ERR)
+        return rn_fail(error, RN_ERR_IO, "cannot catch signals: %s", strerror(errno));
+    return RN_OK;
+}
+
+/* Wait up to `ms`, -1 for ever, for a signal. Returns it, or 0. */
+static int wait_signal(int ms)
+{
+    const uint64_t until = clock_now_ns() + (ms < 0 ? 0 : (uint64_t)ms * 1000000);
+    struct pollfd readable = {.fd = signal_pipe[0], .events = POLLIN};
+    char byte;
+
+    for (;;) {
+        const uint64_t now = clock_now_ns();
+        if (poll(&readable, 1, ms < 0 ? -1 : now >= until ? 0 : (int)((until - now + 999999) / 1000000)) > 0 &&
+            read(signal_pipe[0], &byte, 1) == 1)
+            return byte;
+        if (ms >= 0 && clock_now_ns() >= until)
+            return 0;
+    }
 }
 
 static _Noreturn void quit_at_once(int signal_number)
@@ -115,7 +148,7 @@ static _Noreturn void quit_at_once(int signal_number)
 }
 
 /* After the first signal: let what was accepted be answered. A second signal ends the process. */
-static void drain(struct app *app, const sigset_t *signals)
+static void drain(struct app *app)
 {
     const struct config *config = app->config;
     uint64_t until;
@@ -124,7 +157,7 @@ static void drain(struct app *app, const sigset_t *signals)
 
     atomic_store(&app->state, APP_NOT_READY);
     log_write(LOG_LEVEL_INFO, "not ready from now on, draining in %d ms", config->server.drain_delay_ms);
-    again = wait_signal(signals, config->server.drain_delay_ms);
+    again = wait_signal(config->server.drain_delay_ms);
     if (again)
         quit_at_once(again);
 
@@ -140,14 +173,14 @@ static void drain(struct app *app, const sigset_t *signals)
                       config->server.drain_timeout_ms);
             _exit(0);
         }
-        again = wait_signal(signals, DRAIN_POLL_MS);
+        again = wait_signal(DRAIN_POLL_MS);
         if (again)
             quit_at_once(again);
     }
     log_write(LOG_LEVEL_INFO, "drained");
 }
 
-static int serve(struct app *app, const sigset_t *signals)
+static int serve(struct app *app)
 {
     const struct config *config = app->config;
     const uint64_t begun_ns = clock_now_ns();
@@ -165,8 +198,9 @@ static int serve(struct app *app, const sigset_t *signals)
     bool have_queue = false;
     struct rn_error error = {0};
     enum rn_status status = make_openapi(app, &error);
-    int signal_number;
 
+    if (status == RN_OK)
+        status = catch_signals(&error);
     if (status == RN_OK)
         status = open_models(app, &error);
     if (status == RN_OK) {
@@ -181,11 +215,8 @@ static int serve(struct app *app, const sigset_t *signals)
     if (status == RN_OK) {
         log_write(LOG_LEVEL_INFO, "listening on %s, ready after %.0f ms", http_url(app->http),
                   clock_ms(clock_now_ns() - begun_ns));
-        do {
-            signal_number = sigwaitinfo(signals, NULL);
-        } while (signal_number < 0 && errno == EINTR);
-        log_write(LOG_LEVEL_INFO, "signal: %s", strsignal(signal_number));
-        drain(app, signals);
+        log_write(LOG_LEVEL_INFO, "signal: %s", strsignal(wait_signal(-1)));
+        drain(app);
     } else {
         log_write(LOG_LEVEL_ERROR, "%s", error.text);
     }
@@ -205,7 +236,6 @@ int serve_run(const struct config *config)
 {
     struct app *app = calloc(1, sizeof *app);
     struct timespec now;
-    sigset_t signals;
     int exit_status;
 
     log_configure(config->log.format, config->log.level);
@@ -213,12 +243,6 @@ int serve_run(const struct config *config)
         log_write(LOG_LEVEL_ERROR, "out of memory for the server");
         return 1;
     }
-    /* Signals wait until the main thread asks for them; every thread inherits the mask. */
-    (void)sigemptyset(&signals);
-    (void)sigaddset(&signals, SIGTERM);
-    (void)sigaddset(&signals, SIGINT);
-    (void)pthread_sigmask(SIG_BLOCK, &signals, NULL);
-    (void)signal(SIGPIPE, SIG_IGN);
     raise_file_limit(config->server.max_connections);
 
     (void)clock_gettime(CLOCK_REALTIME, &now);
@@ -227,7 +251,7 @@ int serve_run(const struct config *config)
     app->worker_count = config->engine.workers > 0 ? config->engine.workers : config_cpu_count();
     app->metrics.routes = routes_names(&app->metrics.route_count);
     atomic_store(&app->state, APP_SERVING);
-    exit_status = serve(app, &signals);
+    exit_status = serve(app);
     if (exit_status == 0)
         log_write(LOG_LEVEL_INFO, "bye");
     free(app);
