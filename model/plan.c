@@ -8,9 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* No single activation may have more elements than this; what a request may really use is the memory
- * budget's business. It keeps every index of the kernels far from overflow. */
-static const size_t max_elements = (size_t)1 << 36;
+/* No single activation may have more elements or pixels than this; what a request may really use is the memory
+ * budget's business. It keeps the kernels, which count pixels in an int and elements in a size_t, far from overflow. */
+static const size_t max_elements = (size_t)1 << 36, max_pixels = (size_t)1 << 30;
 enum { MAX_SIDE = 1 << 24 };
 
 size_t shape_elements(const struct shape *shape)
@@ -51,9 +51,9 @@ static bool shape_fits(const struct shape *shape)
 {
     size_t elements;
 
-    return shape->h <= MAX_SIDE && shape->w <= MAX_SIDE && size_mul((size_t)shape->n, (size_t)shape->c, &elements) &&
-           size_mul(elements, (size_t)shape->h, &elements) && size_mul(elements, (size_t)shape->w, &elements) &&
-           elements <= max_elements;
+    return shape->h <= MAX_SIDE && shape->w <= MAX_SIDE && size_mul((size_t)shape->h, (size_t)shape->w, &elements) &&
+           size_mul(elements, (size_t)shape->n, &elements) && elements <= max_pixels &&
+           size_mul(elements, (size_t)shape->c, &elements) && elements <= max_elements;
 }
 
 /* The shape that was flattened into `value`, for the message of a mismatch. */
