@@ -32,16 +32,25 @@ const char *shape_text(const struct shape *shape, char text[SHAPE_TEXT_SIZE])
     return format_shape(shape, shape->n, text);
 }
 
+/* What a window needs of its input; less where the padding or, in ceil mode, the edge may hold a part of it. */
+static int window_minimum(int kernel, int stride, int padding, int dilation, bool ceil_mode)
+{
+    const int least = dilation * (kernel - 1) + 1 - 2 * padding - (ceil_mode ? stride - 1 : 0);
+
+    return least > 1 ? least : 1;
+}
+
 /* floor or ceil of (in + 2p - d(k - 1) - 1) / s, plus 1; 0 when the window does not fit. In ceil mode the
  * last window must start inside the input or its left padding (PyTorch's pooling_output_shape). */
 static int window_outputs(int in, int kernel, int stride, int padding, int dilation, bool ceil_mode)
 {
-    const int64_t room = (int64_t)in + 2 * (int64_t)padding - (int64_t)dilation * (kernel - 1) - 1;
+    const int64_t room =
+        (int64_t)in + 2 * (int64_t)padding - (int64_t)dilation * (kernel - 1) - 1 + (ceil_mode ? stride - 1 : 0);
     int64_t out;
 
     if (room < 0)
         return 0;
-    out = (room + (ceil_mode ? stride - 1 : 0)) / stride + 1;
+    out = room / stride + 1;
     if (ceil_mode && (out - 1) * stride >= (int64_t)in + padding)
         out--;
     return (int)out;
@@ -80,8 +89,9 @@ static enum rn_status infer_windowed(const struct plan *plan, const struct call 
     shape->w = window_outputs(in_w, kernel[1], stride[1], padding[1], dilation[1], ceil_mode);
     if (shape->h < 1 || shape->w < 1)
         return rn_fail(error, RN_ERR_INPUT_SIZE, "%s needs at least %dx%d, a %dx%d input gives it %dx%d", call->path,
-                       dilation[0] * (kernel[0] - 1) + 1 - 2 * padding[0],
-                       dilation[1] * (kernel[1] - 1) + 1 - 2 * padding[1], plan->input.h, plan->input.w, in_h, in_w);
+                       window_minimum(kernel[0], stride[0], padding[0], dilation[0], ceil_mode),
+                       window_minimum(kernel[1], stride[1], padding[1], dilation[1], ceil_mode), plan->input.h,
+                       plan->input.w, in_h, in_w);
     return RN_OK;
 }
 
