@@ -92,7 +92,7 @@ void pool_adaptive_avg_f32(const struct pool *pool, int task)
     for (int x = 0; x < pool->out_w; x++) {
         const int x0 = adaptive_bin_begin(x, pool->in_w, pool->out_w);
         const int x1 = adaptive_bin_end(x, pool->in_w, pool->out_w);
-        average(pool, n, y0, y1, x0, x1, (float)((y1 - y0) * (x1 - x0)), output_pixel(pool, task, x));
+        average(pool, n, y0, y1, x0, x1, (float)(y1 - y0) * (float)(x1 - x0), output_pixel(pool, task, x));
     }
 }
 
