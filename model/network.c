@@ -111,8 +111,9 @@ static enum rn_status check_keys(const struct reader *r, const char *path, const
 
 static bool to_int(const cJSON *item, int min, int max, int *out)
 {
-    if (!cJSON_IsNumber(item) || item->valuedouble != (double)(int)item->valuedouble || item->valuedouble < min ||
-        item->valuedouble > max)
+    /* The range first, in a form that refuses NaN: only then is the conversion defined. */
+    if (!cJSON_IsNumber(item) || !(item->valuedouble >= min && item->valuedouble <= max) ||
+        item->valuedouble != (double)(int)item->valuedouble)
         return false;
     *out = (int)item->valuedouble;
     return true;
