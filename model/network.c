@@ -142,9 +142,10 @@ static enum rn_status read_pair(const struct reader *r, const char *path, const 
         return required ? refuse(r, path, "\"%s\" is missing", key) : RN_OK;
     for (int i = 0; i < 2; i++) {
         const cJSON *one = cJSON_IsArray(item) ? cJSON_GetArrayItem(item, i) : item;
-        if (null_value && cJSON_IsNull(one))
+        const bool two = !cJSON_IsArray(item) || cJSON_GetArraySize(item) == 2;
+        if (two && null_value && cJSON_IsNull(one))
             out[i] = *null_value;
-        else if ((cJSON_IsArray(item) && cJSON_GetArraySize(item) != 2) || !to_int(one, min, MAX_EXTENT, &out[i]))
+        else if (!two || !to_int(one, min, MAX_EXTENT, &out[i]))
             return refuse(r, path, "\"%s\" must be a whole number from %d to %d, or two of them [height, width]", key,
                           min, MAX_EXTENT);
     }
