@@ -19,7 +19,9 @@ enum {
     MAX_CHANNELS = 1 << 20,
     MAX_EXTENT = 4096, /* kernel, stride, padding, dilation, adaptive output */
     MAX_BLOCKS = 1024,
-    MAX_CALLS = 100000,
+    MAX_FEATURES = 1 << 30, /* of Linear's input, as plan.c's for Flatten's output */
+    MAX_PATCH = 1 << 28,    /* kernel area times in / groups: the weights of one output channel */
+    MAX_CALLS = 10000,      /* the checks of names take its square in steps */
     MAX_PATH = 128,
 };
 
@@ -381,6 +383,9 @@ static enum rn_status read_conv(const struct reader *r, const char *path, const 
         return status;
     if (p->in % p->groups || p->out % p->groups)
         return refuse(r, path, "%d in and %d out channels do not divide into %d groups", p->in, p->out, p->groups);
+    if ((int64_t)(p->in / p->groups) * p->kernel[0] * p->kernel[1] > MAX_PATCH)
+        return refuse(r, path, "a kernel of %dx%d over %d channels is too large", p->kernel[0], p->kernel[1],
+                      p->in / p->groups);
     return RN_OK;
 }
 
@@ -501,7 +506,7 @@ static enum rn_status read_module(struct reader *r, const char *path, const cJSO
         return read_pair(r, path, json, "output", true, 1, out->adaptive.output, &as_input);
     case MODULE_LINEAR:
         out->linear.bias = true;
-        if ((status = read_int(r, path, json, "in", true, 1, INT_MAX, &out->linear.in)) ||
+        if ((status = read_int(r, path, json, "in", true, 1, MAX_FEATURES, &out->linear.in)) ||
             (status = read_int(r, path, json, "out", true, 1, MAX_CHANNELS, &out->linear.out)))
             return status;
         return read_bool(r, path, json, "bias", &out->linear.bias);
@@ -540,6 +545,8 @@ static enum rn_status read_modules(struct reader *r, const char *path, const cJS
 
     if (!cJSON_IsArray(list) || !list->child)
         return refuse(r, path, "\"modules\" must be a list with at least one module");
+    if (cJSON_GetArraySize(list) > MAX_CALLS)
+        return refuse(r, path, "the network has too many modules");
     if ((status = make_children(r, parent, (size_t)cJSON_GetArraySize(list))))
         return status;
     for (const cJSON *json = list->child; json; json = json->next, i++) {
