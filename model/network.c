@@ -5,6 +5,8 @@
 
 #include "network.h"
 
+#include "utf8.h"
+
 #include <assert.h>
 #include <cjson/cJSON.h>
 #include <limits.h>
@@ -557,8 +559,8 @@ static enum rn_status read_modules(struct reader *r, const char *path, const cJS
         child->type = child->stage = MODULE_SEQUENTIAL;
         child->frozen = parent->frozen;
         if (!cJSON_IsString(name) || !*name->valuestring || strlen(name->valuestring) > 64 ||
-            strchr(name->valuestring, '.'))
-            return refuse(r, path, "module %zu needs a \"name\" of 1 to 64 characters without a dot", i);
+            strchr(name->valuestring, '.') || !utf8_is_printable(name->valuestring, strlen(name->valuestring)))
+            return refuse(r, path, "module %zu needs a \"name\" of 1 to 64 printable characters without a dot", i);
         for (size_t j = 0; j < i; j++)
             if (strcmp(parent->children[j].name, name->valuestring) == 0)
                 return refuse(r, path, "two modules are called \"%s\"", name->valuestring);
