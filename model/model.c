@@ -55,7 +55,7 @@ struct pass {
 /* Whether a tensor of the file is a parameter of the network. Only calls own parameters. */
 static bool is_parameter(const struct network *network, const char *name)
 {
-    static const char *const conv[] = {"weight", "bias", NULL};
+    static const char *const biased[] = {"weight", "bias", NULL}, *const unbiased[] = {"weight", NULL};
     static const char *const batchnorm[] = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked",
                                             NULL};
     const char *dot = strrchr(name, '.');
@@ -64,14 +64,15 @@ static bool is_parameter(const struct network *network, const char *name)
         return false;
     for (size_t i = 0; i < network->call_count; i++) {
         const struct call *call = &network->calls[i];
+        const struct module *m = call->module;
         const char *const *field = NULL;
         if (call->kind != CALL_LEAF || strlen(call->path) != (size_t)(dot - name) ||
             strncmp(call->path, name, (size_t)(dot - name)) != 0)
             continue;
-        if (call->module->type == MODULE_BATCHNORM2D)
+        if (m->type == MODULE_BATCHNORM2D)
             field = batchnorm;
-        else if (call->module->type == MODULE_CONV2D || call->module->type == MODULE_LINEAR)
-            field = conv;
+        else if (m->type == MODULE_CONV2D || m->type == MODULE_LINEAR)
+            field = (m->type == MODULE_CONV2D ? m->conv.bias : m->linear.bias) ? biased : unbiased;
         for (; field && *field; field++)
             if (strcmp(*field, dot + 1) == 0)
                 return true;
