@@ -33,6 +33,11 @@ static enum rn_status decode(const struct network *network, const struct classif
     return status;
 }
 
+static uint64_t saturating_add(uint64_t a, uint64_t b)
+{
+    return a > UINT64_MAX - b ? UINT64_MAX : a + b;
+}
+
 /* `bytes` that are needed now, beside the decoded image. */
 static enum rn_status check_budget(const struct classify_request *request, const struct image *image, uint64_t bytes,
                                    struct rn_error *error)
@@ -42,7 +47,7 @@ static enum rn_status check_budget(const struct classify_request *request, const
     if (bytes > request->limits.max_request_bytes || pixels > request->limits.max_request_bytes - bytes)
         return rn_fail(error, RN_ERR_MEMORY_BUDGET,
                        "a %dx%d image needs %llu MB here, the limit for one request is %llu MB", image->width,
-                       image->height, (unsigned long long)((bytes + pixels) >> 20),
+                       image->height, (unsigned long long)(saturating_add(bytes, pixels) >> 20),
                        (unsigned long long)(request->limits.max_request_bytes >> 20));
     return RN_OK;
 }
@@ -54,23 +59,20 @@ static enum rn_status check_deadline(const struct classify_request *request, str
     return RN_OK;
 }
 
-static uint64_t saturating_add(uint64_t a, uint64_t b)
-{
-    return a > UINT64_MAX - b ? UINT64_MAX : a + b;
-}
-
 enum rn_status classify_image(struct model *model, struct pass *pass, const struct classify_request *request,
                               struct classify_result *out, struct rn_error *error)
 {
     const struct network *network = model_network(model);
     struct image image;
     struct preprocess_geometry geometry;
+    enum input_size mode;
     uint64_t start = clock_now_ns(), now, preprocess_bytes;
     enum rn_status status;
 
     memset(out, 0, sizeof *out);
-    if ((status = decode(network, request, &image, &out->input_size, &geometry, error)))
+    if ((status = decode(network, request, &image, &mode, &geometry, error)))
         return status;
+    out->input_size = mode;
     now = clock_now_ns();
     out->decode_ns = now - start;
     start = now;
