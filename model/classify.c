@@ -88,7 +88,7 @@ enum rn_status classify_image(struct model *model, struct pass *pass, const stru
     preprocess_bytes = preprocess_scratch_bytes(&geometry, image.width, image.height, image.channels);
     if ((status = check_budget(request, &image,
                                saturating_add(preprocess_bytes, model_plan_activation_bytes(out->plan) +
-                                                                    model_plan_scratch_bytes(out->plan, 1)),
+                                                                    model_plan_scratch_bytes(out->plan, pass_threads(pass))),
                                error)) ||
         (status = check_deadline(request, error)) || (status = pass_prepare(pass, out->plan, error)) ||
         (status = preprocess_run(&network->input, &geometry, &image, pass_input(pass, out->plan), error)))

@@ -355,6 +355,11 @@ void pass_destroy(struct pass *pass)
     free(pass);
 }
 
+int pass_threads(const struct pass *pass)
+{
+    return team_threads(pass->team);
+}
+
 enum rn_status pass_prepare(struct pass *pass, const struct model_plan *plan, struct rn_error *error)
 {
     const size_t huge_page = (size_t)2 << 20, bytes = plan->layout.activation_bytes;

@@ -63,6 +63,7 @@ uint64_t model_plan_scratch_bytes(const struct model_plan *plan, int threads);
 struct pass;
 RN_MUST_CHECK enum rn_status pass_create(struct team *team, struct pass **out, struct rn_error *error);
 void pass_destroy(struct pass *pass);
+int pass_threads(const struct pass *pass); /* of its team: each has its own scratch */
 
 /* Make room for `plan`. RN_ERR_NOMEM leaves the pass usable for other plans. */
 RN_MUST_CHECK enum rn_status pass_prepare(struct pass *pass, const struct model_plan *plan, struct rn_error *error);
