@@ -78,12 +78,13 @@ static void fill(float *values, size_t count, uint32_t *seed)
     }
 }
 
+/* Full of NaNs, as memory that was used before may be: nothing that was not written may matter. */
 static void *aligned(size_t bytes)
 {
     void *memory = aligned_alloc(KERNEL_ALIGNMENT, size_round_up(bytes + KERNEL_ALIGNMENT, KERNEL_ALIGNMENT));
 
     if (memory)
-        memset(memory, 0, bytes + KERNEL_ALIGNMENT);
+        memset(memory, 0xff, bytes + KERNEL_ALIGNMENT);
     return memory;
 }
 
