@@ -66,7 +66,7 @@ enum rn_status classify_image(struct model *model, struct pass *pass, const stru
     struct image image;
     struct preprocess_geometry geometry;
     enum input_size mode;
-    uint64_t start = clock_now_ns(), now, preprocess_bytes;
+    uint64_t start = clock_now_ns(), now, bytes;
     enum rn_status status;
 
     memset(out, 0, sizeof *out);
@@ -85,11 +85,10 @@ enum rn_status classify_image(struct model *model, struct pass *pass, const stru
     if ((status = model_plan_acquire(model, 1, geometry.height, geometry.width, &out->plan, error)))
         goto fail;
     out->input = model_plan_shapes(out->plan)->input;
-    preprocess_bytes = preprocess_scratch_bytes(&geometry, image.width, image.height, image.channels);
-    if ((status = check_budget(request, &image,
-                               saturating_add(preprocess_bytes, model_plan_activation_bytes(out->plan) +
-                                                                    model_plan_scratch_bytes(out->plan, pass_threads(pass))),
-                               error)) ||
+    bytes = saturating_add(preprocess_scratch_bytes(&geometry, image.width, image.height, image.channels),
+                           model_plan_activation_bytes(out->plan) +
+                               model_plan_scratch_bytes(out->plan, pass_threads(pass)));
+    if ((status = check_budget(request, &image, bytes, error)) ||
         (status = check_deadline(request, error)) || (status = pass_prepare(pass, out->plan, error)) ||
         (status = preprocess_run(&network->input, &geometry, &image, pass_input(pass, out->plan), error)))
         goto fail;
