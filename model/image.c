@@ -127,28 +127,53 @@ static void swap_pixels(uint8_t *a, uint8_t *b, size_t channels)
     }
 }
 
+/* Reverse the order of `count` pixels in place: of a row to mirror it, of all pixels to turn by 180 degrees. */
+static void reverse_pixels(uint8_t *pixels, size_t count, int channels)
+{
+    if (channels == 3)
+        for (size_t i = 0; i < count / 2; i++)
+            swap_pixels(pixels + i * 3, pixels + (count - 1 - i) * 3, 3);
+    else
+        for (size_t i = 0; i < count / 2; i++)
+            swap_pixels(pixels + i, pixels + (count - 1 - i), 1);
+}
+
 static void flip_horizontal(struct image *image)
 {
-    size_t channels = (size_t)image->channels, last = (size_t)image->width - 1;
-
-    for (int y = 0; y < image->height; y++) {
-        uint8_t *row = image->pixels + (size_t)y * image->stride;
-        for (size_t x = 0; x < last - x; x++)
-            swap_pixels(row + x * channels, row + (last - x) * channels, channels);
-    }
+    for (int y = 0; y < image->height; y++)
+        reverse_pixels(image->pixels + (size_t)y * image->stride, (size_t)image->width, image->channels);
 }
 
 static void flip_vertical(struct image *image)
 {
-    size_t bytes = (size_t)image->width * (size_t)image->channels;
+    uint8_t chunk[4096];
 
     for (int y = 0; y < image->height / 2; y++) {
         uint8_t *a = image->pixels + (size_t)y * image->stride;
         uint8_t *b = image->pixels + (size_t)(image->height - 1 - y) * image->stride;
-        for (size_t i = 0; i < bytes; i++) {
-            uint8_t t = a[i];
-            a[i] = b[i];
-            b[i] = t;
+        for (size_t at = 0; at < image->stride; at += sizeof chunk) {
+            size_t n = image->stride - at < sizeof chunk ? image->stride - at : sizeof chunk;
+            memcpy(chunk, a + at, n);
+            memcpy(a + at, b + at, n);
+            memcpy(b + at, chunk, n);
+        }
+    }
+}
+
+/* One tile of a transposition: `count` source rows, `stride` bytes apart, become columns `step` bytes apart.
+ * With a constant `channels` the copy of a pixel needs no loop. */
+static inline void transpose_tile(const uint8_t *from, size_t stride, size_t columns, size_t count, size_t channels,
+                                  uint8_t *to, ptrdiff_t row_step, ptrdiff_t step)
+{
+    for (size_t x = 0; x < columns; x++, from += channels, to += row_step) {
+        const uint8_t *p = from;
+        uint8_t *q = to;
+        for (size_t y = 0; y < count; y++, p += stride, q += step) {
+            q[0] = p[0];
+            if (channels == 3) {
+                q[1] = p[1];
+                q[2] = p[2];
+            }
         }
     }
 }
@@ -159,28 +184,23 @@ static enum rn_status transpose(struct image *image, bool flip_h, bool flip_v, s
 {
     enum { TILE = 32 };
     const size_t channels = (size_t)image->channels, width = (size_t)image->width, height = (size_t)image->height;
-    const size_t stride = height * channels;  /* of the result */
+    const size_t stride = height * channels; /* of the result */
+    const ptrdiff_t row_step = flip_v ? -(ptrdiff_t)stride : (ptrdiff_t)stride;
+    const ptrdiff_t step = flip_h ? -(ptrdiff_t)channels : (ptrdiff_t)channels;
     uint8_t *turned = malloc(stride * width); /* image_reserve counted it; not larger than the pixels */
 
     if (!turned)
         return rn_fail_nomem(error, "the rotated image");
-    for (size_t y0 = 0; y0 < height; y0 += TILE) {
-        size_t y1 = y0 + TILE < height ? y0 + TILE : height;
-        for (size_t x0 = 0; x0 < width; x0 += TILE) {
-            size_t x1 = x0 + TILE < width ? x0 + TILE : width;
-            for (size_t x = x0; x < x1; x++) {
-                const uint8_t *from = image->pixels + x * channels;
-                uint8_t *to = turned + (flip_v ? width - 1 - x : x) * stride;
-                for (size_t y = y0; y < y1; y++) {
-                    const uint8_t *p = from + y * image->stride;
-                    uint8_t *q = to + (flip_h ? height - 1 - y : y) * channels;
-                    q[0] = p[0];
-                    if (channels == 3) {
-                        q[1] = p[1];
-                        q[2] = p[2];
-                    }
-                }
-            }
+    for (size_t y = 0; y < height; y += TILE) {
+        size_t count = height - y < TILE ? height - y : TILE;
+        for (size_t x = 0; x < width; x += TILE) {
+            size_t columns = width - x < TILE ? width - x : TILE;
+            const uint8_t *from = image->pixels + y * image->stride + x * channels;
+            uint8_t *to = turned + (flip_v ? width - 1 - x : x) * stride + (flip_h ? height - 1 - y : y) * channels;
+            if (channels == 3)
+                transpose_tile(from, image->stride, columns, count, 3, to, row_step, step);
+            else
+                transpose_tile(from, image->stride, columns, count, 1, to, row_step, step);
         }
     }
     free(image->pixels);
@@ -191,6 +211,7 @@ static enum rn_status transpose(struct image *image, bool flip_h, bool flip_v, s
     return RN_OK;
 }
 
+/* The rows of a decoded image follow one another without padding. */
 static enum rn_status orient(struct image *image, struct rn_error *error)
 {
     switch (image->orientation) {
@@ -198,8 +219,7 @@ static enum rn_status orient(struct image *image, struct rn_error *error)
         flip_horizontal(image);
         break;
     case 3:
-        flip_horizontal(image);
-        flip_vertical(image);
+        reverse_pixels(image->pixels, (size_t)image->width * (size_t)image->height, image->channels);
         break;
     case 4:
         flip_vertical(image);

@@ -2,7 +2,9 @@
  *
  * sniff -> decode -> orient (here) -> resize, crop, normalise (preprocess.h) -> forward
  *
- * The pixels are those of Pillow's Image.open(f).convert("RGB"). */
+ * The pixels are those of Pillow's Image.open(f).convert("RGB"), turned as ImageOps.exif_transpose does. The
+ * exceptions are listed file by file in tests/conformance/pixels/test_pixels.py: 16-bit grey keeps its high
+ * byte; a PNG's orientation comes from eXIf alone, not from text chunks; damage is bounded. */
 
 #ifndef RESNETD_MODEL_IMAGE_H
 #define RESNETD_MODEL_IMAGE_H

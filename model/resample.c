@@ -127,10 +127,20 @@ enum { LOW_BITS = 11, LOW_MASK = (1 << LOW_BITS) - 1 };
 
 #define AVX2 __attribute__((target("avx2")))
 
+AVX2 static inline __m256i round_sums(__m256i sums)
+{
+    return _mm256_srai_epi32(_mm256_add_epi32(sums, _mm256_set1_epi32(HALF)), WEIGHT_BITS);
+}
+
 AVX2 static inline __m256i join(__m256i low, __m256i high)
 {
-    __m256i sum = _mm256_add_epi32(low, _mm256_slli_epi32(high, LOW_BITS));
-    return _mm256_srai_epi32(_mm256_add_epi32(sum, _mm256_set1_epi32(HALF)), WEIGHT_BITS);
+    return round_sums(_mm256_add_epi32(low, _mm256_slli_epi32(high, LOW_BITS)));
+}
+
+/* The sum of a's two halves in the lower half, of b's in the upper, rounded. */
+AVX2 static inline __m256i fold(__m256i a, __m256i b)
+{
+    return round_sums(_mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31)));
 }
 
 /* RGB only. Four taps a step: 12 source bytes become 16-bit pairs (r0 r1)(g0 g1)(b0 b1) in the lower half,
@@ -150,6 +160,7 @@ AVX2 static void horizontal_avx2(const struct resample_axis *axis, int channels,
     const uint8_t *source[RESAMPLE_BATCH];
     uint8_t *out[RESAMPLE_BATCH];
 
+    static_assert(RESAMPLE_BATCH == 4, "the sums of four rows are packed together");
     for (int r = 0; r < RESAMPLE_BATCH; r++) { /* absent rows repeat the last */
         source[r] = from[r < rows ? r : rows - 1];
         out[r] = to[r < rows ? r : rows - 1];
@@ -176,15 +187,17 @@ AVX2 static void horizontal_avx2(const struct resample_axis *axis, int channels,
                 high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(p, w_high));
             }
         }
-        for (int r = 0; r < RESAMPLE_BATCH; r++) {
-            /* Add the halves; the shift happens after that. */
-            __m256i sum = _mm256_add_epi32(low[r], _mm256_slli_epi32(high[r], LOW_BITS));
-            __m128i rgb = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-            rgb = _mm_srai_epi32(_mm_add_epi32(rgb, _mm_set1_epi32(HALF)), WEIGHT_BITS);
-            rgb = _mm_packs_epi32(rgb, rgb);
-            rgb = _mm_packus_epi16(rgb, rgb);
-            _mm_storeu_si32(out[r] + (size_t)i * 3, rgb); /* the fourth byte is overwritten by the next pixel */
-        }
+        /* Four rows at once: add the weights' halves, then the vectors' halves, which puts two rows in one. */
+        for (int r = 0; r < RESAMPLE_BATCH; r++)
+            low[r] = _mm256_add_epi32(low[r], _mm256_slli_epi32(high[r], LOW_BITS));
+        __m256i packed = _mm256_packs_epi32(fold(low[0], low[1]), fold(low[2], low[3]));
+        packed = _mm256_packus_epi16(packed, packed); /* rows 0, 2 | 1, 3 */
+        __m128i even = _mm256_castsi256_si128(packed), odd = _mm256_extracti128_si256(packed, 1);
+        /* The fourth byte of each is overwritten by the next pixel. */
+        _mm_storeu_si32(out[0] + (size_t)i * 3, even);
+        _mm_storeu_si32(out[1] + (size_t)i * 3, odd);
+        _mm_storeu_si32(out[2] + (size_t)i * 3, _mm_srli_si128(even, 4));
+        _mm_storeu_si32(out[3] + (size_t)i * 3, _mm_srli_si128(odd, 4));
     }
 }
 
