@@ -3,8 +3,8 @@
  *
  * out[pixels, out] = patches[pixels, K] @ weight[K, out], K = kernel_h * kernel_w * in. A 1x1 convolution
  * of stride 1 needs no patches: the activations are the matrix. Everything else gathers the patches of a
- * strip of output rows into scratch (im2col). OpenBLAS's own threads are off; tasks are ours: strips of
- * rows, cut also by output channels where there are few rows. */
+ * strip of output pixels into scratch (im2col). OpenBLAS's own threads are off; tasks are ours: strips of
+ * pixels, cut also by output channels where there are few pixels. */
 
 #include "kernels_pool.h"
 
@@ -14,12 +14,12 @@
 #include <string.h>
 
 enum {
-    TILE_ROWS,    /* output rows (of n * out_h) in a task */
+    TILE_PIXELS,  /* output pixels (of n * out_h * out_w, in the order of memory) in a task */
     TILE_COLUMNS, /* output channels (of one group) in a task */
 };
 
-/* Scratch of one task stays near a core's L2. */
-enum { MAX_PATCH_BYTES = 1 << 20, MIN_COLUMNS = 64 };
+/* Scratch of one task stays near a core's L2, however wide the image. sgemm likes multiples of PIXEL_UNIT. */
+enum { MAX_PATCH_BYTES = 1 << 20, PIXEL_UNIT = 16, FEW_PIXELS = 128, MIN_COLUMNS = 64 };
 
 static int div_up(int a, int b)
 {
@@ -87,36 +87,35 @@ static void conv_pack(const struct conv *conv, const float *weight, const float 
 static void conv_plan(const struct conv *conv, const struct conv_geometry *g, int threads, struct conv_work *work)
 {
     const struct conv_params *p = &conv->params;
-    const int all_rows = g->n * g->out_h, out = group_out(p);
-    const size_t row_bytes = (size_t)g->out_w * (size_t)patch_size(p) * sizeof(float);
-    int rows = div_up(all_rows, threads), columns = out;
+    const int all_pixels = g->n * g->out_h * g->out_w, out = group_out(p);
+    const size_t patch_bytes = (size_t)patch_size(p) * sizeof(float);
+    int pixels = div_up(all_pixels, threads), columns = out;
 
     *work = (struct conv_work){0};
     if (!is_pointwise(p)) {
-        /* Two strips a thread at least, so that one that was held up costs little. */
-        const size_t most = MAX_PATCH_BYTES / row_bytes;
-        rows = most < 1 ? 1 : min_int(rows, (int)(most > (size_t)all_rows ? (size_t)all_rows : most));
+        const int most = (int)(MAX_PATCH_BYTES / patch_bytes);
+        pixels = min_int(pixels, most < PIXEL_UNIT ? PIXEL_UNIT : most / PIXEL_UNIT * PIXEL_UNIT);
     }
     /* Few pixels to a strip: give the threads whole columns instead, so that the weights are read once. */
-    if (threads > 1 && rows * g->out_w < 128 && out >= threads * MIN_COLUMNS) {
+    if (threads > 1 && pixels < FEW_PIXELS && out >= threads * MIN_COLUMNS) {
         columns = div_up(div_up(out, threads), 16) * 16;
-        rows = is_pointwise(p) ? all_rows : min_int(all_rows, rows * threads);
+        pixels = is_pointwise(p) ? all_pixels : min_int(all_pixels, pixels * threads);
     }
-    work->tile[TILE_ROWS] = rows;
+    work->tile[TILE_PIXELS] = pixels;
     work->tile[TILE_COLUMNS] = columns;
-    work->tasks = div_up(all_rows, rows) * p->groups * div_up(out, columns);
-    work->scratch_bytes = is_pointwise(p) ? 0 : (size_t)rows * row_bytes;
+    work->tasks = div_up(all_pixels, pixels) * p->groups * div_up(out, columns);
+    work->scratch_bytes = is_pointwise(p) ? 0 : (size_t)pixels * patch_bytes;
 }
 
-/* Gather the patches of output rows [row, row + rows) of one group: to[rows * out_w, K]. */
+/* Gather the patches of output pixels [pixel, pixel + pixels) of one group: to[pixels, K]. */
 static void gather_patches(const struct conv_params *p, const struct conv_geometry *g, const float *input, int group,
-                           int row, int rows, float *to)
+                           int pixel, int pixels, float *to)
 {
     const size_t in = (size_t)group_in(p), bytes = in * sizeof(float);
 
-    for (int r = row; r < row + rows; r++) {
-        const int n = r / g->out_h, y = r % g->out_h;
-        for (int x = 0; x < g->out_w; x++)
+    for (int x = pixel % g->out_w, row = pixel / g->out_w; pixels > 0; row++, x = 0) {
+        const int n = row / g->out_h, y = row % g->out_h;
+        for (; x < g->out_w && pixels > 0; x++, pixels--)
             for (int ky = 0; ky < p->kernel[0]; ky++) {
                 const int in_y = y * p->stride[0] - p->padding[0] + ky * p->dilation[0];
                 for (int kx = 0; kx < p->kernel[1]; kx++, to += in) {
@@ -138,16 +137,16 @@ static void conv_run(const struct conv *conv, const struct conv_geometry *g, con
                      const struct conv_buffers *buffers, int task, void *scratch)
 {
     const struct conv_params *p = &conv->params;
-    const int all_rows = g->n * g->out_h, k = patch_size(p);
-    const int row_tasks = div_up(all_rows, work->tile[TILE_ROWS]);
+    const int all_pixels = g->n * g->out_h * g->out_w, k = patch_size(p);
+    const int strips = div_up(all_pixels, work->tile[TILE_PIXELS]);
     const int column_tasks = div_up(group_out(p), work->tile[TILE_COLUMNS]);
-    const int row = task % row_tasks * work->tile[TILE_ROWS];
-    const int column = task / row_tasks % column_tasks * work->tile[TILE_COLUMNS];
-    const int group = task / row_tasks / column_tasks;
-    const int rows = min_int(work->tile[TILE_ROWS], all_rows - row);
+    const int pixel = task % strips * work->tile[TILE_PIXELS];
+    const int column = task / strips % column_tasks * work->tile[TILE_COLUMNS];
+    const int group = task / strips / column_tasks;
+    const int pixels = min_int(work->tile[TILE_PIXELS], all_pixels - pixel);
     const int columns = min_int(work->tile[TILE_COLUMNS], group_out(p) - column);
-    const int pixels = rows * g->out_w, channel = group * group_out(p) + column;
-    const size_t at = (size_t)row * (size_t)g->out_w * (size_t)p->out + (size_t)channel;
+    const int channel = group * group_out(p) + column;
+    const size_t at = (size_t)pixel * (size_t)p->out + (size_t)channel;
     const float *bias = (const float *)buffers->packed + channel;
     const float *weight = (const float *)buffers->packed + p->out +
                           (size_t)group * (size_t)k * (size_t)group_out(p) + column;
@@ -158,10 +157,10 @@ static void conv_run(const struct conv *conv, const struct conv_geometry *g, con
 
     assert(task < work->tasks);
     if (is_pointwise(p)) {
-        input += (size_t)row * (size_t)g->out_w * (size_t)p->in;
+        input += (size_t)pixel * (size_t)p->in;
         lda = p->in;
     } else {
-        gather_patches(p, g, input, group, row, rows, scratch);
+        gather_patches(p, g, input, group, pixel, pixels, scratch);
         input = scratch;
     }
     if (conv->has_residual) {
