@@ -79,7 +79,7 @@ help:
 	@echo "make browser      the web page in Chromium"
 	@echo "make check        unit and e2e under ASan + UBSan;  make thread: threaded tests under TSan"
 	@echo "make fuzz         libFuzzer on every target, FUZZ_SECONDS=$(FUZZ_SECONDS) each"
-	@echo "make bench        speed and memory, beside other runtimes (BENCH_FLAGS=--quick)"
+	@echo "make bench        speed and memory, beside other runtimes (QUICK=1: about three minutes)"
 	@echo "make lint | format"
 	@echo "make install      to PREFIX=$(PREFIX), under DESTDIR"
 	@echo "make deps | deps-test | deps-lint | deps-fuzz | deps-bench   only install packages"
@@ -153,7 +153,7 @@ $(B)/tests/bench/bench_%: $(B)/tests/bench/bench_%.o $(TESTED_OBJECTS) $(B)/libm
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS) -lm
 
 -include $(MODEL_OBJECTS:.o=.d) $(SERVER_OBJECTS:.o=.d) $(UNIT_TESTS:=.d) $(UNIT_HELPERS:.o=.d) $(FUZZ_TARGETS:=.d) \
-	$(BENCHES:=.d)
+	$(BENCHES:=.d) $(B)/tests/conformance/pixels/pixels_driver.d
 
 # --------------------------------------------------------------------------------------------------- run
 
@@ -242,7 +242,7 @@ fuzz-run: $(FUZZ_TARGETS)
 
 bench: deps-bench
 	@$(SUBMAKE) all bench-binaries
-	@B=$(B) tests/bench/run $(BENCH_FLAGS)
+	@B=$(B) $(PYTHON) tests/bench/bench.py $(if $(QUICK),--quick) $(BENCH_FLAGS)
 
 bench-binaries: $(BENCHES)
 
