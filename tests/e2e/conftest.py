@@ -68,15 +68,15 @@ class Server:
         return host, int(port)
 
     def connect(self):
-        connection = socket.create_connection(self.address, timeout=120)
+        connection = socket.create_connection(self.address, timeout=600)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 
     def get(self, path, **options):
-        return requests.get(self.url + path, timeout=120, **options)
+        return requests.get(self.url + path, timeout=600, **options)
 
     def classify(self, data=None, query="", **options):
-        return requests.post(self.url + "/v1/classify" + query, data=data, timeout=120, **options)
+        return requests.post(self.url + "/v1/classify" + query, data=data, timeout=600, **options)
 
     def metric(self, name, **labels):
         """One sample of /metrics, 0 when it is not there."""

@@ -9,7 +9,7 @@ import time
 import pytest
 import requests
 
-from conftest import error_of, image_bytes, post, read_reply
+from conftest import Server, error_of, image_bytes, post, read_reply
 
 # The reference kernels are slow on purpose: one such image keeps a worker busy long enough to look around.
 SLOW = {"ENGINE_KERNELS": "ref", "ENGINE_WORKERS": 1, "LIMITS_DEADLINE_MS": 0}
@@ -17,7 +17,12 @@ SLOW = {"ENGINE_KERNELS": "ref", "ENGINE_WORKERS": 1, "LIMITS_DEADLINE_MS": 0}
 
 @pytest.fixture(scope="module")
 def slow_image():
-    return image_bytes(256, 256)
+    """An image for about a second and a half, whatever the machine and the build."""
+    server = Server(**SLOW)
+    took = min(server.classify(image_bytes(32, 32), "?size=native").json()["timing_ms"]["inference"] for _ in range(3))
+    server.stop()
+    side = max(32, min(1000, int(32 * (1500 / took) ** 0.5)))
+    return image_bytes(side, side)
 
 
 @pytest.fixture(scope="module")
