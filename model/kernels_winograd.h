@@ -18,7 +18,8 @@ enum {
     WINOGRAD_TILE_PARTS = 0,
     WINOGRAD_PANEL_PARTS,
     WINOGRAD_BLOCK_TILES, /* tiles that are transformed together */
-    WINOGRAD_INPUT_BYTES = 1024 * 1024,
+    WINOGRAD_INPUT_BYTES = 512 * 1024, /* of transformed tiles; twice that where the weights come from memory anyway */
+    WINOGRAD_CACHED_BYTES = 3 * 1024 * 1024,
 };
 
 static const float root = 1.41421356237309505f;
@@ -95,6 +96,7 @@ ALWAYS_INLINE void winograd_input_tile(const int m, const float *const *pixels, 
     _Alignas(64) float half[MAX_SIDE * MAX_SIDE * LANES];
 #define AT(i, j) v_load(pixels[(i) * (m + 2) + (j)] + channel)
 #define HALF(i, j) v_load(half + ((i) * (m + 2) + (j)) * LANES)
+#pragma GCC unroll 1
     for (int j = 0; j < m + 2; j++) {
         float *to = half + j * LANES;
         if (m == 4)
@@ -102,7 +104,10 @@ ALWAYS_INLINE void winograd_input_tile(const int m, const float *const *pixels, 
         else
             winograd2_input(AT(0, j), AT(1, j), AT(2, j), AT(3, j), to, (size_t)(m + 2) * LANES);
     }
+#pragma GCC unroll 1
     for (int i = 0; i < m + 2; i++, out += (size_t)(m + 2) * step) {
+        for (int j = 0; j < m + 2; j++)
+            fetch_to_write(out + (size_t)j * step + LANES);
         if (m == 4)
             winograd4_input(HALF(i, 0), HALF(i, 1), HALF(i, 2), HALF(i, 3), HALF(i, 4), HALF(i, 5), out, step);
         else
@@ -126,6 +131,7 @@ ALWAYS_INLINE void winograd_output_tile(const int m, const float *products, size
     enum { MAX_M = 4, MAX_SIDE = 6 };
     _Alignas(64) float half[MAX_M * MAX_SIDE * LANES];
     vec out[MAX_M];
+#pragma GCC unroll 1
     for (int j = 0; j < m + 2; j++) {
         if (m == 4)
             winograd4_output(products + (size_t)j * step, (size_t)(m + 2) * step, out);
@@ -135,7 +141,10 @@ ALWAYS_INLINE void winograd_output_tile(const int m, const float *products, size
             v_store(half + (i * (m + 2) + j) * LANES, out[i]);
     }
     const vec_mask mask = v_mask(tail);
+#pragma GCC unroll 1
     for (int i = 0; i < t->height; i++) {
+        for (int j = 0; j < m; j++)
+            fetch_to_write(t->out + (size_t)i * t->row + (size_t)(j + m) * t->column);
         if (m == 4)
             winograd4_output(half + i * (m + 2) * LANES, LANES, out);
         else
@@ -257,8 +266,8 @@ static inline size_t winograd_depth(const struct conv_params *p)
     return size_round_up((size_t)p->in, LANES) + LANES;
 }
 
-/* Scratch: pointers [products][tiles], zeros for the padding, transformed input [products][tiles][depth],
- * products [products][tiles][PANEL]. */
+/* Scratch: pointers [products][tiles], zeros for the padding, transformed input [tiles][products][depth],
+ * products [tiles][products][PANEL]: a tile's transform stays within few pages. */
 static inline size_t winograd_pointer_bytes(int products, int tiles)
 {
     return size_round_up((size_t)(products * (tiles + BLOCK_ROWS)) * sizeof(float *), KERNEL_ALIGNMENT);
@@ -303,7 +312,8 @@ static void winograd_plan(const struct conv *conv, const struct conv_geometry *g
     const int products = (m + 2) * (m + 2), panels = ceil_div(p->out, PANEL);
     const int64_t tiles = winograd_tiles(g, m);
     const size_t tile_bytes = (size_t)products * winograd_depth(p) * sizeof(float);
-    const int64_t most = max_int(BLOCK_ROWS, (int)(WINOGRAD_INPUT_BYTES / tile_bytes));
+    const bool cached = winograd_form_floats(p, m) * sizeof(float) <= WINOGRAD_CACHED_BYTES;
+    const int64_t most = max_int(BLOCK_ROWS, (int)((cached ? 1u : 2u) * WINOGRAD_INPUT_BYTES / tile_bytes));
     int64_t tile_parts = (tiles + most - 1) / most;
     int panel_parts = 1;
     if (threads > 1) {
@@ -369,13 +379,14 @@ ALWAYS_INLINE void winograd_run_form(const int m, const struct conv *conv, const
             }
         }
         for (size_t c = 0; c < (size_t)p->in; c += LANES)
-            winograd_input_tile(m, pixels, c, transformed + (size_t)i * depth + c, (size_t)count * depth);
+            winograd_input_tile(m, pixels, c, transformed + (size_t)(i * products) * depth + c, depth);
     }
-    for (int i = 0; i < products * count; i++)
-        pointers[i] = transformed + (size_t)i * depth;
+    for (int product = 0; product < products; product++)
+        for (int i = 0; i < count; i++)
+            pointers[product * count + i] = transformed + (size_t)(i * products + product) * depth;
 
     const float *packed = buffers->packed, *weights = packed + winograd_form_offset(p, m);
-    struct block t = {.taps = 1, .depth = p->in, .bias = zeros, .stride = PANEL, .floor = -INFINITY};
+    struct block t = {.taps = 1, .depth = p->in, .bias = zeros, .stride = (size_t)products * PANEL, .floor = -INFINITY};
     const vec floor = v_set(conv->relu ? 0.0f : -INFINITY);
     for (int index = first_panel; index < end_panel; index++) {
         const struct panel panel = panel_at(p->out, index);
@@ -388,7 +399,7 @@ ALWAYS_INLINE void winograd_run_form(const int m, const struct conv *conv, const
                 const int rows = ceil_div(count - i, left);
                 t.rows = pointers + product * count + i;
                 block_fetch(&t, t.weights + (size_t)p->in * width, (size_t)p->in * width * sizeof(float), block, blocks);
-                t.out = summed + (size_t)(product * count + i) * PANEL;
+                t.out = summed + (size_t)(i * products + product) * PANEL;
                 block_kernels[rows - 1][panel.vectors - 1](&t);
                 i += rows;
             }
@@ -407,7 +418,7 @@ ALWAYS_INLINE void winograd_run_form(const int m, const struct conv *conv, const
                     .height = min_int(m, g->out_h - at.y),
                     .width = min_int(m, g->out_w - at.x),
                 };
-                winograd_output_tile(m, summed + (size_t)i * PANEL + v * LANES, (size_t)count * PANEL,
+                winograd_output_tile(m, summed + (size_t)(i * products) * PANEL + v * LANES, PANEL,
                                      v_load(packed + panel.first + v * LANES), floor,
                                      v == panel.vectors - 1 ? panel.tail : 0, &target);
             }
