@@ -140,6 +140,10 @@ static void run_op(const struct layout *layout, size_t index, char *activations,
     };
     void (*task)(void *, int, void *) = elementwise_task;
 
+    for (size_t i = index + 1; i < program->op_count && !job.buffers.upcoming; i++) {
+        job.buffers.upcoming = program->ops[i].packed;
+        job.buffers.upcoming_bytes = program->ops[i].packed_bytes;
+    }
     switch (op->kind) {
     case OP_CONV:
         task = conv_task;

@@ -55,6 +55,10 @@ struct conv_buffers {
     const void *packed;   /* from conv_kernel.pack */
     const void *residual; /* [n, out_h, out_w, out], activation type; NULL without one. May be `output` itself */
     void *output;         /* [n, out_h, out_w, out], activation type */
+
+    /* A hint: the packed weights of the convolution that runs next, for fetching them early; NULL for none. */
+    const void *upcoming;
+    size_t upcoming_bytes;
 };
 
 struct conv_kernel {

@@ -66,6 +66,11 @@ static int ceil_div(int a, int b)
     return (a + b - 1) / b;
 }
 
+static size_t min_size(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
 static int part_start(int count, int parts, int part)
 {
     return (int)((int64_t)count * part / parts);
@@ -160,10 +165,15 @@ static void amx_pack(const struct conv *conv, const float *weight, const float *
 /* conv_work.tile */
 enum { WORK_STRIPS, WORK_RANGES };
 
-/* Bytes of a block of weights that stays in the first-level cache while tiles pass by; larger ones are loaded as
- * streams, which do not displace the tiles. Bytes of input that one strip may bring into the second-level cache, and that one group of tiles may bring
- * into the first while the blocks of weights pass by. */
-enum { RESIDENT_BYTES = 10 * 1024, STRIP_BYTES = 256 * 1024, GROUP_BYTES = 24 * 1024, CACHED_WEIGHT_BYTES = 640 * 1024 };
+/* Bytes of input that one strip may bring into the second-level cache. */
+enum { STRIP_BYTES = 256 * 1024 };
+
+/* Bytes of input that stay in the first-level cache while all blocks of weights pass by, and how large the weights
+ * may be for that; bytes of a block that stays there while tiles pass by. */
+enum { GROUP_BYTES = 24 * 1024, GROUPED_WEIGHT_BYTES = 640 * 1024, STAYING_BYTES = 10 * 1024 };
+
+/* Bytes of the next convolution's weights that are fetched ahead of it. */
+enum { HEAD_BYTES = 384 * 1024 };
 
 /* How one strip's input lies in memory. */
 struct view {
@@ -450,7 +460,7 @@ static void tiles_configure(int m)
 struct pending {
     const float *sums;
     const int32_t *pixel;
-    int rows, next;
+    int rows;
     char *out;            /* of the strip's first pixel, at the block's first channel */
     const char *residual; /* likewise */
     __mmask32 mask;       /* of channels that exist */
@@ -471,66 +481,94 @@ ALWAYS_INLINE __m512 widen(__m256i x)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 
-ALWAYS_INLINE void finish_rows(const struct job *job, struct pending *p, int count, const bool residual)
+/* The sums of one tile row become an output pixel. */
+ALWAYS_INLINE void finish_row(const struct job *job, const struct pending *p, int row, const bool residual)
 {
-    const int end = min_int(p->rows, p->next + count);
-    const float *sums = p->sums + (size_t)p->next * BLOCK;
-    for (int row = p->next; row < end; row++, sums += BLOCK) {
-        const int32_t pixel = p->pixel[row];
-        __m512 low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + TILE);
-        const size_t at = (size_t)pixel * job->out_stride;
-        char *out = p->out + at;
-        if (residual) {
-            const char *from = pixel < 0 ? p->residual : p->residual + at;
-            const __m512i r = _mm512_maskz_loadu_epi16(p->mask, from);
-            low = _mm512_add_ps(low, widen(_mm512_castsi512_si256(r)));
-            high = _mm512_add_ps(high, widen(_mm512_extracti64x4_epi64(r, 1)));
-        }
-        if (pixel < 0)
-            out = (char *)job->sink;
-        if (__builtin_expect(job->output_f32, 0)) {
-            if (job->relu) {
-                low = _mm512_max_ps(low, _mm512_setzero_ps());
-                high = _mm512_max_ps(high, _mm512_setzero_ps());
-            }
-            _mm512_mask_storeu_ps(out, (__mmask16)p->mask, low);
-            _mm512_mask_storeu_ps(out + LINE, (__mmask16)(p->mask >> TILE), high);
-        } else {
-            const __m512i pair = _mm512_max_epi16((__m512i)_mm512_cvtne2ps_pbh(high, low), job->floor);
-            if (__builtin_expect(p->mask == (__mmask32)-1, 1))
-                _mm512_storeu_si512(out, pair);
-            else
-                _mm512_mask_storeu_epi16(out, p->mask, pair);
-        }
+    const int32_t pixel = p->pixel[row];
+    const float *sums = p->sums + (size_t)row * BLOCK;
+    const size_t at = (size_t)pixel * job->out_stride;
+    __m512 low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + TILE);
+    char *out = p->out + at;
+    if (residual) {
+        const __m512i r = _mm512_maskz_loadu_epi16(p->mask, pixel < 0 ? p->residual : p->residual + at);
+        low = _mm512_add_ps(low, widen(_mm512_castsi512_si256(r)));
+        high = _mm512_add_ps(high, widen(_mm512_extracti64x4_epi64(r, 1)));
     }
-    p->next = end;
+    if (pixel < 0)
+        out = (char *)job->sink;
+    if (__builtin_expect(job->output_f32, 0)) {
+        if (job->relu) {
+            low = _mm512_max_ps(low, _mm512_setzero_ps());
+            high = _mm512_max_ps(high, _mm512_setzero_ps());
+        }
+        _mm512_mask_storeu_ps(out, (__mmask16)p->mask, low);
+        _mm512_mask_storeu_ps(out + LINE, (__mmask16)(p->mask >> TILE), high);
+    } else {
+        const __m512i pair = _mm512_max_epi16((__m512i)_mm512_cvtne2ps_pbh(high, low), job->floor);
+        if (__builtin_expect(p->mask == (__mmask32)-1, 1))
+            _mm512_storeu_si512(out, pair);
+        else
+            _mm512_mask_storeu_epi16(out, p->mask, pair);
+    }
 }
 
-/* Weights to bring into the second-level cache meanwhile: so many lines at each step. */
-struct prefetch {
-    const char *next;
+/* Weights on their way into the second-level cache: what of this convolution's is not there yet, then the first of
+ * the next one's; `lines` at each step, so that they arrive at an even rate. */
+struct fetch {
+    const char *next, *end, *then, *then_end;
     int lines;
 };
 
-/* One block of tiles: `tiles` (1 or 2) pixel tiles at a0 and a1 by 32 channels at b, sums into `sums`;
- * meanwhile finish what is pending. */
-ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const bool stream, const bool residual,
-                            const char *a0, const char *a1, const char *b, const float *bias, float *sums,
-                            struct pending *pending, struct prefetch *ahead)
+static struct fetch fetch_plan(const char *begin, const char *end, const char *then, size_t then_bytes, int64_t steps)
 {
-    const size_t stride = job->pixel_stride;
-    const int share = ceil_div(pending->rows, job->chunks * job->taps), lines = ahead->lines;
-    const char *fetch = ahead->next;
+    struct fetch f = {begin, end, then, then ? then + then_bytes : then, 0};
+    if (f.next > f.end)
+        f.next = f.end;
+    const int64_t lines = ((f.end - f.next) + (f.then_end - f.then)) / LINE;
+    f.lines = (int)((lines + steps - 1) / steps);
+    return f;
+}
 
-    _tile_loadd(0, bias, 0);
-    _tile_loadd(1, bias + TILE, 0);
+/* On to the next convolution's weights when this one's are all under way. */
+static void fetch_advance(struct fetch *f)
+{
+    if (f->next < f->end)
+        return;
+    f->next = f->then;
+    f->end = f->then = f->then_end;
+    if (f->next == f->end)
+        f->lines = 0;
+}
+
+/* What one call multiplies: pixel tiles at a0 and a1 by the 32 channels at b. */
+struct operands {
+    const char *a0, *a1, *b;
+    const float *bias;
+    float *sums;
+};
+
+/* Multiply `tiles` (1 or 2) pixel tiles; meanwhile finish what is pending. Weights that do not stay in the
+ * first-level cache until their next use are loaded as a stream, which displaces less. */
+ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const bool stream, const bool residual,
+                            const struct operands *o, const struct pending *pending, struct fetch *fetch)
+{
+    /* Copies: what is stored through pointers cannot change them, so they stay in registers. */
+    const struct job j = *job;
+    const struct pending p = *pending;
+    const size_t stride = j.pixel_stride;
+    const int share = ceil_div(p.rows, j.chunks * j.taps), lines = fetch->lines;
+    const char *a0 = o->a0, *a1 = o->a1, *b = o->b, *next = fetch->next;
+    int row = 0;
+
+    _tile_loadd(0, o->bias, 0);
+    _tile_loadd(1, o->bias + TILE, 0);
     if (tiles > 1) {
-        _tile_loadd(2, bias, 0);
-        _tile_loadd(3, bias + TILE, 0);
+        _tile_loadd(2, o->bias, 0);
+        _tile_loadd(3, o->bias + TILE, 0);
     }
-    for (int chunk = job->chunks; chunk > 0; chunk--, a0 += job->chunk_stride, a1 += job->chunk_stride) {
-        for (int tap = 0; tap < job->taps; tap++, b += STEP_BYTES) {
-            const size_t offset = job->tap_offset[tap];
+    for (int chunk = j.chunks; chunk > 0; chunk--, a0 += j.chunk_stride, a1 += j.chunk_stride) {
+        for (int tap = 0; tap < j.taps; tap++, b += STEP_BYTES) {
+            const size_t offset = j.tap_offset[tap];
             _tile_loadd(4, a0 + offset, stride);
             if (stream)
                 _tile_stream_loadd(6, b, LINE);
@@ -548,28 +586,28 @@ ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const bool s
                 _tile_dpbf16ps(3, 5, 7);
             }
             for (int i = 0; i < lines; i++)
-                _mm_prefetch(fetch + i * LINE, _MM_HINT_T1);
-            fetch += lines * LINE;
-            if (pending->next < pending->rows)
-                finish_rows(job, pending, share, residual);
+                _mm_prefetch(next + i * LINE, _MM_HINT_T1);
+            next += lines * LINE;
+            for (int end = min_int(p.rows, row + share); row < end; row++)
+                finish_row(&j, &p, row, residual);
         }
     }
-    ahead->next = fetch;
-    _tile_stored(0, sums, BLOCK * sizeof(float));
-    _tile_stored(1, sums + TILE, BLOCK * sizeof(float));
+    fetch->next = next;
+    _tile_stored(0, o->sums, BLOCK * sizeof(float));
+    _tile_stored(1, o->sums + TILE, BLOCK * sizeof(float));
     if (tiles > 1) {
-        _tile_stored(2, sums + job->m * BLOCK, BLOCK * sizeof(float));
-        _tile_stored(3, sums + job->m * BLOCK + TILE, BLOCK * sizeof(float));
+        _tile_stored(2, o->sums + j.m * BLOCK, BLOCK * sizeof(float));
+        _tile_stored(3, o->sums + j.m * BLOCK + TILE, BLOCK * sizeof(float));
     }
 }
 
-typedef void multiply_function(const struct job *job, const char *a0, const char *a1, const char *b, const float *bias,
-                               float *sums, struct pending *pending, struct prefetch *ahead);
+typedef void multiply_function(const struct job *job, const struct operands *o, const struct pending *pending,
+                               struct fetch *fetch);
 #define MULTIPLY(name, tiles, stream, residual)                                                                        \
-    static void name(const struct job *job, const char *a0, const char *a1, const char *b, const float *bias,          \
-                     float *sums, struct pending *pending, struct prefetch *ahead)                                     \
+    static void name(const struct job *job, const struct operands *o, const struct pending *pending,                   \
+                     struct fetch *fetch)                                                                              \
     {                                                                                                                  \
-        multiply(job, tiles, stream, residual, a0, a1, b, bias, sums, pending, ahead);                                 \
+        multiply(job, tiles, stream, residual, o, pending, fetch);                                                     \
     }
 MULTIPLY(multiply_1, 1, false, false)
 MULTIPLY(multiply_1_residual, 1, false, true)
@@ -627,47 +665,58 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
         .floor = _mm512_set1_epi16(conv->relu ? 0 : INT16_MIN), .sink = (float *)s.sink,
         .relu = conv->relu, .output_f32 = conv->output_f32,
     };
-    const bool residual = conv->has_residual, stream = block_bytes(&f) > RESIDENT_BYTES;
-    /* All blocks pass by a group of tiles whose input stays in the first-level cache; but weights that do not
-     * stay in the second are read once. */
+    const bool residual = conv->has_residual, stream = block_bytes(&f) > STAYING_BYTES;
     const int first_block = part_start(f.blocks, ranges, range), end_block = part_start(f.blocks, ranges, range + 1);
+    const size_t range_bytes = (size_t)(end_block - first_block) * block_bytes(&f);
+
+    /* All blocks of weights pass by a group of tiles whose input stays in the first-level cache; but weights that
+     * do not stay in the second are used up block by block. */
     int group = v.tiles;
-    if ((size_t)(end_block - first_block) * block_bytes(&f) <= CACHED_WEIGHT_BYTES)
+    if (range_bytes <= GROUPED_WEIGHT_BYTES)
         group = max_int(1, (int)(GROUP_BYTES / ((size_t)v.m * (size_t)f.chunks * LINE) / 2)) * 2;
 
+    /* The predecessor has fetched the first of the weights if it was told to. */
+    const int64_t pairs = ceil_div(v.tiles, 2);
+    const char *const range_begin = weights + (size_t)first_block * block_bytes(&f);
+    const size_t then_bytes = min_size(buffers->upcoming_bytes / (size_t)ranges, HEAD_BYTES);
+    struct fetch fetch = fetch_plan(
+        range_begin + HEAD_BYTES, range_begin + range_bytes,
+        buffers->upcoming ? (const char *)buffers->upcoming + buffers->upcoming_bytes / (size_t)ranges * (size_t)range
+                          : NULL,
+        then_bytes, pairs * f.chunks * f.taps * (end_block - first_block));
+
     struct pending pending = {0};
-    int sums = 0;
+    int slot = 0;
     tiles_configure(v.m);
     for (int begin = 0; begin < v.tiles; begin += group) {
         const int stop = min_int(v.tiles, begin + group);
         for (int block = first_block; block < end_block; block++) {
-            const char *b = weights + (size_t)block * block_bytes(&f);
             const size_t channel = (size_t)block * BLOCK;
             const int channels = min_int(BLOCK, p->out - block * BLOCK);
-            struct prefetch ahead = {b + block_bytes(&f), 0};
-            if (begin == 0 && block + 1 < end_block)
-                ahead.lines = ceil_div(STEP_BYTES / LINE, ceil_div(stop - begin, 2));
             for (int tile = begin; tile < stop; tile += 2) {
                 const int count = min_int(2, stop - tile);
-                float *to = s.sums + (size_t)sums * SUM_FLOATS;
-                multiply_functions[count - 1][stream][residual](
-                    &job, input + s.tile_offset[tile], input + s.tile_offset[tile + count - 1], b, bias + channel, to,
-                    &pending, &ahead);
+                const struct operands o = {
+                    .a0 = input + s.tile_offset[tile],
+                    .a1 = input + s.tile_offset[tile + count - 1],
+                    .b = weights + (size_t)block * block_bytes(&f),
+                    .bias = bias + channel,
+                    .sums = s.sums + (size_t)slot * SUM_FLOATS,
+                };
+                multiply_functions[count - 1][stream][residual](&job, &o, &pending, &fetch);
+                fetch_advance(&fetch);
                 pending = (struct pending){
-                    .sums = to, .pixel = s.pixel + tile * v.m, .rows = count * v.m,
+                    .sums = o.sums, .pixel = s.pixel + tile * v.m, .rows = count * v.m,
                     .out = (char *)buffers->output + first_pixel * job.out_stride + channel * element,
                     .residual = residual ? (const char *)buffers->residual + first_pixel * job.out_stride +
                                                channel * element : NULL,
                     .mask = channels == BLOCK ? (__mmask32)-1 : (__mmask32)((1u << channels) - 1u),
                 };
-                sums ^= 1;
+                slot ^= 1;
             }
         }
     }
-    if (residual)
-        finish_rows(&job, &pending, pending.rows, true);
-    else
-        finish_rows(&job, &pending, pending.rows, false);
+    for (int row = 0; row < pending.rows; row++)
+        finish_row(&job, &pending, row, residual);
     _tile_release();
 }
 

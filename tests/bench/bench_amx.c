@@ -142,12 +142,13 @@ static void add_pool(const char *name, void (*run)(const struct pool *, int), co
     *w = out_w;
 }
 
-/* Values live in four buffers: the block's input x, two inner ones, and one for the downsampled input. */
+/* Values live in four buffers: the block's input, two inner ones, and the downsampled input; the block's output
+ * takes the place of its residual. */
 static void build(int threads, int h, int w)
 {
     static const struct pool_params max_params = {{3, 3}, {2, 2}, {1, 1}, {1, 1}, false, true, 0};
     static const int blocks[] = {3, 4, 6, 3};
-    int in = 64;
+    int in = 64, x = 0; /* x: the buffer of the block's input */
     char name[32];
 
     add_conv(threads, "conv1", 3, 64, 7, 2, &h, &w, 0, 1, -1, true, false);
@@ -155,21 +156,22 @@ static void build(int threads, int h, int w)
     for (int stage = 0; stage < 4; stage++)
         for (int block = 0; block < blocks[stage]; block++) {
             const int planes = 64 << stage, stride = stage && !block ? 2 : 1;
-            int shortcut = 0, ds_h = h, ds_w = w;
+            int shortcut = x, ds_h = h, ds_w = w;
             snprintf(name, sizeof name, "layer%d.%d.conv1", stage + 1, block ? 1 : 0);
-            add_conv(threads, name, in, planes, 1, 1, &h, &w, 0, 1, -1, true, false);
+            add_conv(threads, name, in, planes, 1, 1, &h, &w, x, 1, -1, true, false);
             snprintf(name, sizeof name, "layer%d.%d.conv2", stage + 1, block ? 1 : 0);
             add_conv(threads, name, planes, planes, 3, stride, &h, &w, 1, 2, -1, true, false);
             if (!block) {
                 snprintf(name, sizeof name, "layer%d.0.downsample", stage + 1);
-                add_conv(threads, name, in, planes * 4, 1, stride, &ds_h, &ds_w, 0, 3, -1, false, false);
-                shortcut = 3;
+                shortcut = x ? 0 : 3;
+                add_conv(threads, name, in, planes * 4, 1, stride, &ds_h, &ds_w, x, shortcut, -1, false, false);
             }
             snprintf(name, sizeof name, "layer%d.%d.conv3", stage + 1, block ? 1 : 0);
-            add_conv(threads, name, planes, planes * 4, 1, 1, &h, &w, 2, block ? 0 : 0, shortcut, true, false);
+            add_conv(threads, name, planes, planes * 4, 1, 1, &h, &w, 2, shortcut, shortcut, true, false);
+            x = shortcut;
             in = planes * 4;
         }
-    add_pool("avgpool", kernels_amx.adaptive_avg_pool, NULL, 2048, &h, &w, 1, 1, 0, 1);
+    add_pool("avgpool", kernels_amx.adaptive_avg_pool, NULL, 2048, &h, &w, 1, 1, x, 1);
     add_conv(threads, "fc", 2048, 1000, 1, 1, &h, &w, 1, 2, -1, false, true);
 }
 
@@ -204,6 +206,15 @@ int main(int argc, char **argv)
         fprintf(stderr, "%s\n", error.text);
         return 1;
     }
+
+    for (int i = 0, last = -1; i < count; i++)
+        if (operations[i].kernel) {
+            if (last >= 0) {
+                operations[last].buffers.upcoming = operations[i].buffers.packed;
+                operations[last].buffers.upcoming_bytes = operations[i].kernel->packed_bytes(&operations[i].conv);
+            }
+            last = i;
+        }
 
     double best_pass = 1e9, sum = 0, flops = 0;
     for (int pass = 0; pass < passes; pass++) {
