@@ -60,6 +60,13 @@ def test_help_names_every_command_and_key():
         assert "\n  %s " % command in done.out
 
 
+def test_readme_has_every_key_with_its_default():
+    readme = (ROOT / "README.md").read_text()
+    for section, keys in json.loads((ROOT / "config/resnetd.json").read_text()).items():
+        for key, value in keys.items():
+            assert "| `%s.%s` | `%s` |" % (section, key, value if value != "" else '""') in readme
+
+
 def test_help_wins_over_the_rest():
     assert run("classify", "--help").out == run("-h").out
 
