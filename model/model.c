@@ -371,6 +371,7 @@ enum rn_status pass_prepare(struct pass *pass, const struct model_plan *plan, st
         pass->memory = aligned_alloc(huge_page, size);
         if (!pass->memory)
             return rn_fail_nomem(error, "activations");
+        (void)madvise(pass->memory, size, MADV_HUGEPAGE);
         pass->bytes = size;
     }
     return team_reserve(pass->team, plan->layout.scratch_bytes, error);

@@ -101,22 +101,10 @@ static enum rn_status read_batchnorm(struct builder *b, const struct call *call,
     return status;
 }
 
-/* Memory for packed weights; large ones ask for huge pages, which saves the TLB. */
-static void *packed_alloc(size_t bytes)
+/* Read the weights of an operation, fold its batch norm into them, and pack them where op->packed says. */
+static enum rn_status pack_conv(struct builder *b, struct op *op)
 {
-    const size_t unit = bytes >= HUGE_PAGE ? HUGE_PAGE : KERNEL_ALIGNMENT;
-    const size_t size = size_round_up(bytes + KERNEL_ALIGNMENT, unit);
-    void *memory = aligned_alloc(unit, size);
-
-    if (memory && unit == HUGE_PAGE)
-        (void)madvise(memory, size, MADV_HUGEPAGE);
-    return memory;
-}
-
-/* Read the weights of `call` (Conv2d or Linear), fold `batchnorm` (may be NULL) into them, and pack. */
-static enum rn_status pack_conv(struct builder *b, struct op *op, const struct call *call,
-                                const struct call *batchnorm)
-{
+    const struct call *call = op->call, *batchnorm = op->batchnorm;
     const struct module *m = call->module;
     const struct conv_params *p = &op->conv.params;
     const size_t out = (size_t)p->out;
@@ -149,14 +137,7 @@ static enum rn_status pack_conv(struct builder *b, struct op *op, const struct c
             bias[o] = (float)((double)bias[o] * scale[o] + shift[o]);
         }
     }
-    op->packed_bytes = op->kernel->packed_bytes(&op->conv);
-    op->packed = packed_alloc(op->packed_bytes);
-    if (!op->packed) {
-        status = rn_fail_nomem(b->error, "packed weights");
-        goto done;
-    }
     op->kernel->pack(&op->conv, weight, bias, op->packed);
-    b->program->packed_bytes += op->packed_bytes;
 done:
     free(fold);
     free(bias);
@@ -198,16 +179,16 @@ static void mark_logits(struct builder *b, int value)
     }
 }
 
-static enum rn_status build_conv(struct builder *b, struct op *op, const struct call *call)
+static void build_conv(struct builder *b, struct op *op, const struct call *call)
 {
-    const struct call *batchnorm = NULL, *reader;
+    const struct call *reader;
     int value = call->output;
 
     op->kind = OP_CONV;
     op->conv.params = call->module->type == MODULE_LINEAR ? linear_as_conv(call->module) : call->module->conv.params;
     reader = only_reader(b, value);
     if (is_leaf(reader, MODULE_BATCHNORM2D)) {
-        absorb(b, batchnorm = reader);
+        absorb(b, op->batchnorm = reader);
         value = reader->output;
         reader = only_reader(b, value);
     }
@@ -232,7 +213,7 @@ static enum rn_status build_conv(struct builder *b, struct op *op, const struct 
         mark_logits(b, value);
     }
     op->kernel = kernels_conv(b->program->kernels, &op->conv);
-    return pack_conv(b, op, call, batchnorm);
+    op->packed_bytes = op->kernel->packed_bytes(&op->conv);
 }
 
 static enum rn_status build_batchnorm(struct builder *b, struct op *op, const struct call *call)
@@ -285,7 +266,7 @@ static enum rn_status build_call(struct builder *b, const struct call *call)
         switch (call->module->type) {
         case MODULE_CONV2D:
         case MODULE_LINEAR:
-            status = build_conv(b, op, call);
+            build_conv(b, op, call);
             break;
         case MODULE_BATCHNORM2D:
             status = build_batchnorm(b, op, call);
@@ -314,6 +295,39 @@ static enum rn_status build_call(struct builder *b, const struct call *call)
     return status;
 }
 
+/* One block of memory for all packed weights, in the order in which they are read: in huge pages where the
+ * system has them, which saves the TLB. */
+static enum rn_status pack_all(struct builder *b)
+{
+    struct program *program = b->program;
+    size_t total = KERNEL_ALIGNMENT, unit, offset = 0; /* kernels may read a little past the end */
+    enum rn_status status;
+
+    for (size_t i = 0; i < program->op_count; i++)
+        if (program->ops[i].kind == OP_CONV &&
+            (program->ops[i].packed_bytes > SIZE_MAX / 2 ||
+             !size_add(total, size_round_up(program->ops[i].packed_bytes, KERNEL_ALIGNMENT), &total)))
+            return rn_fail_nomem(b->error, "packed weights");
+    unit = total >= HUGE_PAGE ? HUGE_PAGE : KERNEL_ALIGNMENT;
+    total = size_round_up(total, unit);
+    program->packed = aligned_alloc(unit, total);
+    if (!program->packed)
+        return rn_fail_nomem(b->error, "packed weights");
+    if (unit == HUGE_PAGE)
+        (void)madvise(program->packed, total, MADV_HUGEPAGE);
+    program->packed_bytes = total;
+    for (size_t i = 0; i < program->op_count; i++) {
+        struct op *op = &program->ops[i];
+        if (op->kind != OP_CONV)
+            continue;
+        op->packed = (char *)program->packed + offset;
+        offset += size_round_up(op->packed_bytes, KERNEL_ALIGNMENT);
+        if ((status = pack_conv(b, op)))
+            return status;
+    }
+    return RN_OK;
+}
+
 enum rn_status program_build(const struct network *network, const struct weights *weights,
                              const struct kernels *kernels, struct program *out, struct rn_error *error)
 {
@@ -335,6 +349,8 @@ enum rn_status program_build(const struct network *network, const struct weights
         b.ready[0] = true;
         for (size_t i = 0; i < network->call_count && !status; i++)
             status = build_call(&b, &network->calls[i]);
+        if (!status)
+            status = pack_all(&b);
     }
     free(b.ready);
     free(b.absorbed);
@@ -347,10 +363,9 @@ void program_free(struct program *program)
 {
     if (!program)
         return;
-    for (size_t i = 0; i < program->op_count; i++) {
-        free(program->ops[i].packed);
+    for (size_t i = 0; i < program->op_count; i++)
         free(program->ops[i].scale);
-    }
+    free(program->packed);
     free(program->ops);
     free(program->alias);
     free(program->is_f32);

@@ -34,7 +34,8 @@ struct op {
 
     struct conv conv;         /* OP_CONV */
     const struct conv_kernel *kernel;
-    void *packed;             /* owned, KERNEL_ALIGNMENT */
+    const struct call *batchnorm; /* folded into the weights; or NULL */
+    void *packed;             /* in the program's memory, KERNEL_ALIGNMENT */
     size_t packed_bytes;
 
     float *scale, *shift;     /* OP_BATCHNORM: [features] each, one allocation */
@@ -47,7 +48,8 @@ struct program {
     size_t op_count;
     int *alias;            /* value -> the value whose memory it is (Dropout); [network->value_count] */
     bool *is_f32;          /* values held in float32 whatever the activation type; [network->value_count] */
-    size_t packed_bytes;   /* of all operations */
+    void *packed;          /* the weights of all operations, one after the other */
+    size_t packed_bytes;   /* of all of it */
 };
 
 /* Returns RN_OK, RN_ERR_WEIGHTS (naming the tensor), RN_ERR_NOMEM. `out` is zeroed on failure. */
