@@ -67,8 +67,9 @@ for group in "$@"; do
         ;;
     browser)
         program chromium chromium
-        package python3-pytest
-        program nodejs node
+        program chromium-driver chromedriver
+        package python3-selenium
+        package fonts-dejavu-core # without any font a page is blank
         ;;
     bench)
         package python3-torch
