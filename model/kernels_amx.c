@@ -172,6 +172,9 @@ enum { STRIP_BYTES = 256 * 1024 };
  * may be for that; bytes of a block that stays there while tiles pass by. */
 enum { GROUP_BYTES = 24 * 1024, GROUPED_WEIGHT_BYTES = 640 * 1024, STAYING_BYTES = 10 * 1024 };
 
+/* Bytes of output that are not expected in the second-level cache. */
+enum { COLD_BYTES = 384 * 1024 };
+
 /* Bytes of the next convolution's weights that are fetched ahead of it. */
 enum { HEAD_BYTES = 384 * 1024 };
 
@@ -481,6 +484,11 @@ ALWAYS_INLINE __m512 widen(__m256i x)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 
+ALWAYS_INLINE void prefetch_for_writing(const char *line)
+{
+    __asm__ volatile("prefetchw %0" : : "m"(*line));
+}
+
 /* The sums of one tile row become an output pixel. */
 ALWAYS_INLINE void finish_row(const struct job *job, const struct pending *p, int row, const bool residual)
 {
@@ -540,6 +548,10 @@ static void fetch_advance(struct fetch *f)
         f->lines = 0;
 }
 
+/* What becomes of finished sums. A large output that replaces no residual is not in the caches: its lines are asked
+ * for one block of tiles ahead. */
+enum ending { ENDING_PLAIN, ENDING_RESIDUAL, ENDING_COLD, ENDING_COUNT };
+
 /* What one call multiplies: pixel tiles at a0 and a1 by the 32 channels at b. */
 struct operands {
     const char *a0, *a1, *b;
@@ -549,16 +561,18 @@ struct operands {
 
 /* Multiply `tiles` (1 or 2) pixel tiles; meanwhile finish what is pending. Weights that do not stay in the
  * first-level cache until their next use are loaded as a stream, which displaces less. */
-ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const bool stream, const bool residual,
-                            const struct operands *o, const struct pending *pending, struct fetch *fetch)
+ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const bool stream, const enum ending ending,
+                            const struct operands *o, const struct pending *pending, const struct pending *upcoming,
+                            struct fetch *fetch)
 {
     /* Copies: what is stored through pointers cannot change them, so they stay in registers. */
     const struct job j = *job;
-    const struct pending p = *pending;
+    const struct pending p = *pending, u = *upcoming;
     const size_t stride = j.pixel_stride;
     const int share = ceil_div(p.rows, j.chunks * j.taps), lines = fetch->lines;
     const char *a0 = o->a0, *a1 = o->a1, *b = o->b, *next = fetch->next;
-    int row = 0;
+    const int share_asked = ceil_div(u.rows, j.chunks * j.taps);
+    int row = 0, asked = 0;
 
     _tile_loadd(0, o->bias, 0);
     _tile_loadd(1, o->bias + TILE, 0);
@@ -589,7 +603,10 @@ ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const bool s
                 _mm_prefetch(next + i * LINE, _MM_HINT_T1);
             next += lines * LINE;
             for (int end = min_int(p.rows, row + share); row < end; row++)
-                finish_row(&j, &p, row, residual);
+                finish_row(&j, &p, row, ending == ENDING_RESIDUAL);
+            if (ending == ENDING_COLD)
+                for (int end = min_int(u.rows, asked + share_asked); asked < end; asked++)
+                    prefetch_for_writing(u.out + (size_t)max_int(0, u.pixel[asked]) * j.out_stride);
         }
     }
     fetch->next = next;
@@ -602,26 +619,32 @@ ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const bool s
 }
 
 typedef void multiply_function(const struct job *job, const struct operands *o, const struct pending *pending,
-                               struct fetch *fetch);
-#define MULTIPLY(name, tiles, stream, residual)                                                                        \
+                               const struct pending *upcoming, struct fetch *fetch);
+#define MULTIPLY(name, tiles, stream, ending)                                                                          \
     static void name(const struct job *job, const struct operands *o, const struct pending *pending,                   \
-                     struct fetch *fetch)                                                                              \
+                     const struct pending *upcoming, struct fetch *fetch)                                              \
     {                                                                                                                  \
-        multiply(job, tiles, stream, residual, o, pending, fetch);                                                     \
+        multiply(job, tiles, stream, ending, o, pending, upcoming, fetch);                                             \
     }
-MULTIPLY(multiply_1, 1, false, false)
-MULTIPLY(multiply_1_residual, 1, false, true)
-MULTIPLY(multiply_1_stream, 1, true, false)
-MULTIPLY(multiply_1_stream_residual, 1, true, true)
-MULTIPLY(multiply_2, 2, false, false)
-MULTIPLY(multiply_2_residual, 2, false, true)
-MULTIPLY(multiply_2_stream, 2, true, false)
-MULTIPLY(multiply_2_stream_residual, 2, true, true)
+MULTIPLY(multiply_1, 1, false, ENDING_PLAIN)
+MULTIPLY(multiply_1_residual, 1, false, ENDING_RESIDUAL)
+MULTIPLY(multiply_1_cold, 1, false, ENDING_COLD)
+MULTIPLY(multiply_1_stream, 1, true, ENDING_PLAIN)
+MULTIPLY(multiply_1_stream_residual, 1, true, ENDING_RESIDUAL)
+MULTIPLY(multiply_1_stream_cold, 1, true, ENDING_COLD)
+MULTIPLY(multiply_2, 2, false, ENDING_PLAIN)
+MULTIPLY(multiply_2_residual, 2, false, ENDING_RESIDUAL)
+MULTIPLY(multiply_2_cold, 2, false, ENDING_COLD)
+MULTIPLY(multiply_2_stream, 2, true, ENDING_PLAIN)
+MULTIPLY(multiply_2_stream_residual, 2, true, ENDING_RESIDUAL)
+MULTIPLY(multiply_2_stream_cold, 2, true, ENDING_COLD)
 
-/* By [pixel tiles - 1][stream][residual]. */
-static multiply_function *const multiply_functions[2][2][2] = {
-    {{multiply_1, multiply_1_residual}, {multiply_1_stream, multiply_1_stream_residual}},
-    {{multiply_2, multiply_2_residual}, {multiply_2_stream, multiply_2_stream_residual}},
+/* By [pixel tiles - 1][stream][ending]. */
+static multiply_function *const multiply_functions[2][2][ENDING_COUNT] = {
+    {{multiply_1, multiply_1_residual, multiply_1_cold},
+     {multiply_1_stream, multiply_1_stream_residual, multiply_1_stream_cold}},
+    {{multiply_2, multiply_2_residual, multiply_2_cold},
+     {multiply_2_stream, multiply_2_stream_residual, multiply_2_stream_cold}},
 };
 
 static void amx_run(const struct conv *conv, const struct conv_geometry *g, const struct conv_work *work,
@@ -685,6 +708,8 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
                           : NULL,
         then_bytes, pairs * f.chunks * f.taps * (end_block - first_block));
 
+    const size_t output_bytes = (size_t)v.images * (size_t)v.rows * (size_t)v.width * job.out_stride;
+    const enum ending ending = residual ? ENDING_RESIDUAL : output_bytes >= COLD_BYTES ? ENDING_COLD : ENDING_PLAIN;
     struct pending pending = {0};
     int slot = 0;
     tiles_configure(v.m);
@@ -702,15 +727,16 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
                     .bias = bias + channel,
                     .sums = s.sums + (size_t)slot * SUM_FLOATS,
                 };
-                multiply_functions[count - 1][stream][residual](&job, &o, &pending, &fetch);
-                fetch_advance(&fetch);
-                pending = (struct pending){
+                const struct pending upcoming = {
                     .sums = o.sums, .pixel = s.pixel + tile * v.m, .rows = count * v.m,
                     .out = (char *)buffers->output + first_pixel * job.out_stride + channel * element,
                     .residual = residual ? (const char *)buffers->residual + first_pixel * job.out_stride +
                                                channel * element : NULL,
                     .mask = channels == BLOCK ? (__mmask32)-1 : (__mmask32)((1u << channels) - 1u),
                 };
+                multiply_functions[count - 1][stream][ending](&job, &o, &pending, &upcoming, &fetch);
+                fetch_advance(&fetch);
+                pending = upcoming;
                 slot ^= 1;
             }
         }
