@@ -38,7 +38,7 @@ static const struct key KEYS[] = {
      KEY_TEXT, AT(server.host), 1, 64, NULL},
     {{"server.port", "port", "N", "8080", "0 lets the system choose"}, KEY_INT, AT(server.port), 0, 65535, NULL},
     {{"server.http_threads", NULL, "N", "2", "threads that move bytes"}, KEY_INT, AT(server.http_threads), 1, 64, NULL},
-    {{"server.max_connections", NULL, "N", "1000", "open connections"},
+    {{"server.max_connections", NULL, "N", "512", "open connections"},
      KEY_INT, AT(server.max_connections), 1, 100000, NULL},
     {{"server.idle_timeout_ms", NULL, "MS", "30000", "a connection without traffic is closed after this"},
      KEY_INT, AT(server.idle_timeout_ms), 1000, 3600000, NULL},
