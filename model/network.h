@@ -79,7 +79,7 @@ enum call_kind {
 struct call {
     enum call_kind kind;
     const struct module *module;
-    char *path;      /* "layer1.0.conv1": the state dict's prefix of the module; "" for CALL_ADD */
+    char *path;      /* "layer1.0.conv1": the state dict's prefix of the module; the block's for CALL_ADD */
     int input, other, output;
     int depth;       /* 0 for a top-level module */
 };
