@@ -46,7 +46,7 @@ static const struct key KEYS[] = {
      KEY_INT, AT(server.drain_delay_ms), 0, 600000, NULL},
     {{"server.drain_timeout_ms", NULL, "MS", "30000", "then wait at most this long for accepted requests"},
      KEY_INT, AT(server.drain_timeout_ms), 0, 3600000, NULL},
-    {{"server.cors_origin", NULL, "ORIGIN", "", "Access-Control-Allow-Origin, * for any; empty for none"},
+    {{"server.cors_origin", NULL, "ORIGIN", "*", "Access-Control-Allow-Origin, * for any; empty for none"},
      KEY_TEXT, AT(server.cors_origin), 0, 256, NULL},
     {{"limits.max_body_bytes", NULL, "BYTES", "33554432", "one request's body"},
      KEY_UINT64, AT(limits.max_body_bytes), 1, MAX_BYTES, NULL},

@@ -85,7 +85,7 @@ static void defaults(void **state)
     load(NULL, NULL, NULL, 0, &config);
     assert_string_equal(config.server.host, "0.0.0.0");
     assert_int_equal(config.server.port, 8080);
-    assert_string_equal(config.server.cors_origin, "");
+    assert_string_equal(config.server.cors_origin, "*");
     assert_int_equal(config.limits.max_body_bytes, 32 << 20);
     assert_int_equal(config.limits.max_native_pixels, 1048576);
     assert_int_equal(config.engine.workers, 0);
