@@ -256,7 +256,7 @@ static void gemm_pack(const struct conv *conv, const float *weight, const float 
 
 /* conv_work.tile: a task is a range of pixels, counted over all images, by a range of panels; panels are taken
  * in runs whose weights stay in the second-level cache while the task's pixels pass by. */
-enum { GEMM_PIXEL_PARTS, GEMM_PANEL_PARTS, GEMM_PANEL_RUN };
+enum { GEMM_PIXEL_PARTS, GEMM_PANEL_PARTS, GEMM_PANEL_RUN, GEMM_THREADS };
 
 enum { CACHE_WEIGHT_BYTES = 768 * 1024, CACHE_INPUT_BYTES = 1024 * 1024 };
 
@@ -300,16 +300,17 @@ static void gemm_plan(const struct conv *conv, const struct conv_geometry *g, in
     const int64_t panel_bytes = depth * PANEL * (int64_t)sizeof(float);
     const int64_t input_bytes = (int64_t)g->n * g->in_h * g->in_w * p->in * (int64_t)sizeof(float);
     const int64_t blocks = (conv_pixels(g) + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    /* Where weights are the traffic, tasks share them out; else, the pixels. A few tasks a thread even out a core
+     * that is shared; more would wait more often for their first weights. */
+    const bool share_weights = input_bytes < panels * panel_bytes;
     const int parts = threads == 1 ? 1 : 4 * threads;
-    int pixel_parts = 1, panel_parts = 1;
-    if (input_bytes < panels * panel_bytes) /* the weights are the traffic: tasks share them out */
-        panel_parts = min_int(panels, parts);
-    else
-        pixel_parts = blocks < parts ? (int)blocks : parts;
+    const int pixel_parts = share_weights ? 1 : blocks < parts ? (int)blocks : parts;
+    const int panel_parts = share_weights ? min_int(panels, threads == 1 ? 1 : 2 * threads) : 1;
     *work = (struct conv_work){.tasks = pixel_parts * panel_parts,
                                .scratch_bytes = gemm_pointer_bytes(gemm_taps(p)) + gemm_zero_bytes(p)};
     work->tile[GEMM_PIXEL_PARTS] = pixel_parts;
     work->tile[GEMM_PANEL_PARTS] = panel_parts;
+    work->tile[GEMM_THREADS] = threads;
     /* Inputs that stay in the cache may be read once a panel; else as many panels as stay there take turns. */
     const int most = input_bytes / pixel_parts < CACHE_INPUT_BYTES && panels * panel_bytes > CACHE_WEIGHT_BYTES
                          ? 1
@@ -384,8 +385,11 @@ static void gemm_run_panels(const struct conv *conv, const struct conv_geometry 
                 }
                 const size_t at = (size_t)pixel * (size_t)p->out + (size_t)(group * group_out + panel.first);
                 t.weights = weights + ((size_t)group * group_width + (size_t)panel.first) * depth;
-                if (panel_run == 1 && index + 1 < end_panel)
-                    block_fetch(&t, t.weights + PANEL * depth, panel_bytes, block, blocks_in_task);
+                /* The panel after this one: of this task, or of the one that this thread probably takes next. */
+                const int next = index + 1 < end_panel ? index + 1 : part_start(panels, panel_parts, task + work->tile[GEMM_THREADS]);
+                if (panel_run == 1 && next < panels)
+                    block_fetch(&t, t.weights + (ptrdiff_t)(next - index) * PANEL * (ptrdiff_t)depth, panel_bytes, block,
+                                blocks_in_task);
                 else if (pointwise && left > 1)
                     block_fetch(&t, (const float *)buffers->input + (size_t)(pixel + rows) * (size_t)p->in,
                                 (size_t)p->in * BLOCK_ROWS * sizeof(float), index - run, min_int(panel_run, end_panel - run));

@@ -320,7 +320,7 @@ static void winograd_plan(const struct conv *conv, const struct conv_geometry *g
         if (tiles >= (int64_t)4 * BLOCK_ROWS * threads)
             tile_parts = (tile_parts + 2 * threads - 1) / (2 * threads) * 2 * threads;
         else
-            panel_parts = min_int(panels, 2 * threads);
+            panel_parts = min_int(panels, threads);
     }
     const int block_tiles = (int)((tiles + tile_parts - 1) / tile_parts);
     *work = (struct conv_work){.tasks = (int)tile_parts * panel_parts};
