@@ -80,10 +80,10 @@ static void write_histogram(FILE *out, const char *name, const char *label, cons
     count += get(&histogram->buckets[METRICS_BUCKETS]);
     (void)fprintf(out, "%s_bucket{%s%sle=\"+Inf\"} %" PRIu64 "\n", name, label, comma, count);
     if (*label) {
-        (void)fprintf(out, "%s_sum{%s} %.9g\n%s_count{%s} %" PRIu64 "\n", name, label, (double)get(&histogram->sum_ns) / 1e9,
+        (void)fprintf(out, "%s_sum{%s} %.9f\n%s_count{%s} %" PRIu64 "\n", name, label, (double)get(&histogram->sum_ns) / 1e9,
                       name, label, count);
     } else {
-        (void)fprintf(out, "%s_sum %.9g\n%s_count %" PRIu64 "\n", name, (double)get(&histogram->sum_ns) / 1e9, name, count);
+        (void)fprintf(out, "%s_sum %.9f\n%s_count %" PRIu64 "\n", name, (double)get(&histogram->sum_ns) / 1e9, name, count);
     }
 }
 

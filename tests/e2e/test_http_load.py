@@ -183,19 +183,20 @@ def test_the_deadline_while_waiting(start, slow_image):
         assert int(reply.headers["Retry-After"]) >= 1
 
 
-def test_clients_that_leave_the_queue(start, slow_image, quick_image):
+def test_clients_that_leave_the_queue(start, slow_image):
     server = start(**SLOW)
+    request = post(image_bytes(8, 8), "/v1/classify?size=native")
     busy = Background(server.classify, slow_image, "?size=native")
     server.wait_metric(1, "resnetd_workers_busy")
     for i in range(10):
         connection = server.connect()
-        connection.sendall(post(quick_image))
+        connection.sendall(request)
         server.wait_metric(i + 1, "resnetd_queue_depth")
         if i % 2:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         connection.close()
     assert busy.result().status_code == 200
-    assert server.classify(quick_image).status_code == 200
+    assert server.classify(image_bytes(8, 8), "?size=native").status_code == 200
     server.wait_metric(1, "resnetd_requests_in_flight")
     server.wait_metric(0, "resnetd_body_memory_bytes")
 
