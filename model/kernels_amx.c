@@ -885,24 +885,35 @@ static void bf16_max_pool(const struct pool *pool, int task)
     const int n = task / pool->out_h, y = task % pool->out_h;
     const __m512i lowest = ordered(_mm512_set1_epi16((short)0xff80)); /* minus infinity */
 
-    for (int x = 0; x < pool->out_w; x++) {
-        bf16 *out = pool_output(pool, task, x);
-        for (int c = 0; c < pool->channels; c += 32) {
-            const __mmask32 mask = first_lanes32(pool->channels - c);
+    /* The kernel's rows inside the input. */
+    int row = y * p->stride[0] - p->padding[0], rows = 0;
+    for (; row < 0; row += p->dilation[0])
+        rows++;
+    rows = min_int(p->kernel[0] - rows, ceil_div(pool->in_h - row, p->dilation[0]));
+    const size_t row_stride = (size_t)p->dilation[0] * (size_t)pool->in_w * (size_t)pool->channels;
+
+    for (int c = 0; c < pool->channels; c += 32) {
+        const __mmask32 mask = first_lanes32(pool->channels - c);
+        const bf16 *line = pool_input(pool, n, row, 0) + c;
+        bf16 *out = pool_output(pool, task, 0) + c;
+        __m512i column = lowest; /* the largest of column `column_x`; neighbouring kernels share columns */
+        int column_x = -1;
+        for (int x = 0; x < pool->out_w; x++, out += pool->channels) {
             __m512i best = lowest;
-            for (int ky = 0; ky < p->kernel[0]; ky++) {
-                const int in_y = y * p->stride[0] - p->padding[0] + ky * p->dilation[0];
-                if (in_y < 0 || in_y >= pool->in_h)
+            for (int kx = 0; kx < p->kernel[1]; kx++) {
+                const int in_x = x * p->stride[1] - p->padding[1] + kx * p->dilation[1];
+                if (in_x < 0 || in_x >= pool->in_w)
                     continue;
-                for (int kx = 0; kx < p->kernel[1]; kx++) {
-                    const int in_x = x * p->stride[1] - p->padding[1] + kx * p->dilation[1];
-                    if (in_x < 0 || in_x >= pool->in_w)
-                        continue;
-                    const __m512i in = _mm512_maskz_loadu_epi16(mask, pool_input(pool, n, in_y, in_x) + c);
-                    best = _mm512_max_epi16(best, ordered(in));
+                if (in_x != column_x) {
+                    const bf16 *in = line + (size_t)in_x * (size_t)pool->channels;
+                    column = lowest;
+                    for (int ky = 0; ky < rows; ky++, in += row_stride)
+                        column = _mm512_max_epi16(column, ordered(_mm512_maskz_loadu_epi16(mask, in)));
+                    column_x = in_x;
                 }
+                best = _mm512_max_epi16(best, column);
             }
-            _mm512_mask_storeu_epi16(out + c, mask, ordered(best));
+            _mm512_mask_storeu_epi16(out, mask, ordered(best));
         }
     }
 }
