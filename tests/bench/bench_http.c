@@ -87,12 +87,13 @@ static bool send_all(int fd, const char *data, size_t size)
 }
 
 /* Read one reply with a Content-Length into `reply`, NUL-terminated; its body, or NULL when the connection or
- * the server failed. */
+ * the server failed, which leaves reply[0] at 0 when not a byte came. */
 static const char *read_reply(int fd, char *reply, bool *is_ok)
 {
     size_t size = 0, needed = 0;
     char *body = NULL;
 
+    reply[0] = 0;
     while (!body || size < needed) {
         ssize_t got = size < REPLY_SIZE - 1 ? recv(fd, reply + size, REPLY_SIZE - 1 - size, 0) : 0;
         if (got <= 0)
@@ -143,6 +144,28 @@ static uint64_t next_start(struct load *load)
     return load->arrivals[i];
 }
 
+/* One request on a connection that is kept in *fd (-1: none). The server may have closed it while it was idle;
+ * then, as every client does, once more on a new one. */
+static const char *exchange(const struct load *load, int *fd, char *reply, bool *is_ok)
+{
+    const char *body = NULL;
+    bool reused;
+
+    do {
+        reused = *fd >= 0;
+        reply[0] = 0;
+        if (!reused && (*fd = connect_to(load->port)) < 0)
+            return NULL;
+        if (send_all(*fd, load->request, load->request_size))
+            body = read_reply(*fd, reply, is_ok);
+        if (!body) {
+            (void)close(*fd);
+            *fd = -1;
+        }
+    } while (!body && reused && !reply[0]);
+    return body;
+}
+
 static void *run_client(void *arg)
 {
     struct load *load = arg;
@@ -151,16 +174,8 @@ static void *run_client(void *arg)
     uint64_t start;
 
     while ((start = next_start(load))) {
-        const char *body = NULL;
         bool is_ok = false;
-        if (fd < 0)
-            fd = connect_to(load->port);
-        if (fd >= 0 && send_all(fd, load->request, load->request_size))
-            body = read_reply(fd, reply, &is_ok);
-        if (!body && fd >= 0) {
-            (void)close(fd);
-            fd = -1;
-        }
+        const char *body = exchange(load, &fd, reply, &is_ok);
         uint64_t now = clock_now_ns();
         if (!body || !is_ok) {
             atomic_fetch_add(&load->failures, 1);

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import pathlib
 import select
 import signal
 import statistics
@@ -10,6 +11,17 @@ import subprocess
 import sys
 import tempfile
 import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+OUT = ROOT / "build" / "bench"
+DESCRIPTION = ROOT / "config" / "models" / "resnet50.json"
+LABELS = ROOT / "config" / "labels" / "imagenet-1k.tsv"
+WEIGHTS = OUT / "resnet50.pth"
+ONNX = OUT / "resnet50.onnx"
+NPM = OUT / "npm"
+PHOTO = OUT / "photo-500x375.jpg"
+ORT = "onnxruntime"
 
 
 class Missing(Exception):
@@ -21,8 +33,10 @@ UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_N
 
 
 def environment(**extra):
-    return {**{key: value for key, value in os.environ.items()
-               if key not in UNSET and not key.startswith("RESNETD_")}, **extra}
+    return {
+        **{key: value for key, value in os.environ.items() if key not in UNSET and not key.startswith("RESNETD_")},
+        **extra,
+    }
 
 
 def die_with_parent():
@@ -124,6 +138,12 @@ def line_through(xs, ys):
     return offset, slope, 1 - left / total if total else 1.0
 
 
+def shown(entry, key, form=".2f", scale=1, unit=""):
+    """A figure as a cell of a table; None where there is none."""
+    value = entry.get(key)
+    return None if value is None else f"{value * scale:{form}}{unit}"
+
+
 class Report:
     """Prints, and keeps what it printed."""
 
@@ -144,8 +164,12 @@ class Report:
         cells = [[str(head) for head in heads]] + [["-" if cell is None else str(cell) for cell in row] for row in rows]
         widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
         for row in cells:
-            self.say("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
-                               for i, (cell, width) in enumerate(zip(row, widths))).rstrip())
+            self.say(
+                "  ".join(
+                    cell.ljust(width) if i == 0 else cell.rjust(width)
+                    for i, (cell, width) in enumerate(zip(row, widths))
+                ).rstrip()
+            )
 
 
 def note(text):

@@ -51,9 +51,15 @@ def main():
     torch.save(model.state_dict(), weights + ".part")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(model, torch.zeros(1, 3, 224, 224), onnx + ".part", opset_version=13,
-                          input_names=["input"], output_names=["logits"],
-                          dynamic_axes={"input": {0: "n", 2: "h", 3: "w"}, "logits": {0: "n"}})
+        torch.onnx.export(
+            model,
+            torch.zeros(1, 3, 224, 224),
+            onnx + ".part",
+            opset_version=13,
+            input_names=["input"],
+            output_names=["logits"],
+            dynamic_axes={"input": {0: "n", 2: "h", 3: "w"}, "logits": {0: "n"}},
+        )
     os.replace(weights + ".part", weights)
     os.replace(onnx + ".part", onnx)
 
