@@ -107,11 +107,11 @@ class Bench:
                 timeout=300,
                 env=environment(ONNXRUNTIME_NODE_INSTALL_CUDA="skip"),
             )
-            failure = (
-                None
-                if done.returncode == 0
-                else (re.findall(r"npm (?:error|ERR!) (?!A complete log)(\S.*)", done.stdout) or ["npm ci failed"])[0]
-            )
+            failure = None
+            if done.returncode:
+                # Its first sentence: the lines before are codes, those after are advice.
+                said = re.findall(r"npm (?:error|ERR!) (?!code |errno |syscall |A complete log)(\S.*)", done.stdout)
+                failure = said[0] if said else "npm ci failed"
         except subprocess.TimeoutExpired:
             failure = "npm ci took more than 300 s"
         if failure:
