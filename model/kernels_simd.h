@@ -319,10 +319,24 @@ static void gemm_plan(const struct conv *conv, const struct conv_geometry *g, in
     work->tile[GEMM_PANEL_RUN] = ceil_div(panels_in_task, ceil_div(panels_in_task, most));
 }
 
+/* Whether output pixel i reads exactly input pixel i. */
+static inline bool is_pointwise(const struct conv_params *p)
+{
+    for (int d = 0; d < 2; d++)
+        if (p->kernel[d] != 1 || p->stride[d] != 1 || p->padding[d] != 0)
+            return false;
+    return true;
+}
+
 /* Fill the pointers of `rows` output pixels from `pixel` on. */
 static void gemm_point(const struct conv_params *p, const struct conv_geometry *g, const float *input,
                        const float *zeros, int64_t pixel, int rows, const float **pointers)
 {
+    if (is_pointwise(p)) {
+        for (int i = 0; i < rows; i++)
+            pointers[i] = input + (size_t)(pixel + i) * (size_t)p->in;
+        return;
+    }
     const int area = g->out_h * g->out_w, at = (int)(pixel % area);
     int n = (int)(pixel / area), y = at / g->out_w, x = at % g->out_w;
     for (int i = 0; i < rows; i++) {
@@ -367,7 +381,7 @@ static void gemm_run_panels(const struct conv *conv, const struct conv_geometry 
     memset(zeros, 0, gemm_zero_bytes(p));
     const int blocks_in_task = ceil_div((int)(end_pixel - first_pixel), BLOCK_ROWS);
     const size_t panel_bytes = (size_t)taps * (size_t)group_in * PANEL * sizeof(float);
-    const bool pointwise = taps == 1 && p->groups == 1 && p->stride[0] == 1 && p->stride[1] == 1 && p->padding[0] == 0 && p->padding[1] == 0;
+    const bool pointwise = p->groups == 1 && is_pointwise(p);
     const float *packed = buffers->packed;
     const size_t depth = (size_t)taps * (size_t)group_in, group_width = panels_width(group_out);
     struct block t = {.rows = (const float *const *)pointers, .taps = taps, .depth = group_in,
