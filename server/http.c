@@ -269,13 +269,14 @@ static enum MHD_Result on_access(void *cls, struct MHD_Connection *mhd, const ch
                                  const char *version, const char *upload, size_t *upload_size, void **context)
 {
     struct http_connection *c = *context;
-    struct http_request *request = &c->request;
+    struct http_request *request;
 
     (void)cls;
     (void)mhd;
     (void)version;
     if (!c)
         return MHD_NO; /* there was no memory for the request */
+    request = &c->request;
     switch (c->phase) {
     case PHASE_HEADERS:
         begin(c, method, url);
