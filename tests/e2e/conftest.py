@@ -119,7 +119,7 @@ class Server:
 @pytest.fixture(scope="session")
 def server():
     """One server with the default configuration, for tests that do not change its state."""
-    it = Server(SERVER_CORS_ORIGIN="*")
+    it = Server()
     yield it
     it.stop()
 
