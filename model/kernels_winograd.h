@@ -1,20 +1,21 @@
-/* kernels_winograd.h - 3x3 convolutions with stride 1 by Winograd's F(4x4, 3x3) and F(2x2, 3x3); part of the
- * template kernels_simd.h.
+/* kernels_winograd.h - 3x3 convolutions with stride 1 by Winograd's F(4x4, 3x3), F(3x3, 3x3) and F(2x2, 3x3);
+ * part of the template kernels_simd.h.
  *
  * An m x m tile of the output comes from an (m + 2) x (m + 2) tile of the input:
  *   Y = A' [ sum over channels of (G g G') * (B' d B) ] A
- * so that (m + 2)^2 products do the work of 9 m^2: 4 times fewer for m = 4, 2.25 times for m = 2, while the
- * weights grow 4 and 1.8 times. Which one wins is a question of how many pixels share the weights; the packed
+ * so that (m + 2)^2 products do the work of 9 m^2: 4, 3.2 and 2.25 times fewer for m = 4, 3 and 2, while the
+ * weights grow 4, 2.8 and 1.8 times. Which one wins is a question of how many pixels share the weights; the packed
  * form holds what could win for the layer's channels, and plan() decides by geometry.
  *
  * A task: transform a block of input tiles, for each panel multiply (m + 2)^2 small matrices with the register
  * block, transform the products back, add bias and residual, apply ReLU.
  *
  * The points of F(4x4) are 0, +-1/sqrt(2), +-sqrt(2) and infinity: their products are balanced around 1, and the
- * error is a sixth of what the usual 0, +-1, +-2 give. */
+ * error is a sixth of what the usual 0, +-1, +-2 give. Those of F(3x3) are 0, +-1/sqrt(2), 2 and infinity, of
+ * F(2x2) 0, +-1 and infinity. */
 
 enum {
-    WINOGRAD_FORM = 7,    /* in conv_work.tile: 4, 2, or 0 for gemm_conv, whose numbers are the first ones */
+    WINOGRAD_FORM = 7,    /* in conv_work.tile: 4, 3, 2, or 0 for gemm_conv, whose numbers are the first ones */
     WINOGRAD_TILE_PARTS = 0,
     WINOGRAD_PANEL_PARTS,
     WINOGRAD_BLOCK_TILES, /* tiles that are transformed together */
@@ -24,7 +25,7 @@ enum {
 
 static const float root = 1.41421356237309505f;
 
-/* ---- one-dimensional transforms of six (m = 4) or four (m = 2) values, results `step` floats apart ---- */
+/* ---- one-dimensional transforms of m + 2 values, results `step` floats apart ---- */
 
 ALWAYS_INLINE void winograd4_input(vec d0, vec d1, vec d2, vec d3, vec d4, vec d5, float *out, size_t step)
 {
@@ -37,6 +38,17 @@ ALWAYS_INLINE void winograd4_input(vec d0, vec d1, vec d2, vec d3, vec d4, vec d
     v_store(out + 3 * step, v_fma(b, odd_b, even_b));
     v_store(out + 4 * step, v_fnma(b, odd_b, even_b));
     v_store(out + 5 * step, v_fnma(sum, d3, v_add(d1, d5)));
+}
+
+ALWAYS_INLINE void winograd3_input(vec d0, vec d1, vec d2, vec d3, vec d4, float *out, size_t step)
+{
+    const vec two = v_set(2.0f), half = v_set(0.5f), a = v_set(root / 2);
+    const vec at_c = v_fnma(half, d1, d3), even_a = v_fnma(two, d2, d3), odd_a = v_fnma(two, d1, d2);
+    v_store(out, v_fnma(two, v_fnma(half, d0, d2), at_c));
+    v_store(out + step, v_fma(a, odd_a, even_a));
+    v_store(out + 2 * step, v_fnma(a, odd_a, even_a));
+    v_store(out + 3 * step, at_c);
+    v_store(out + 4 * step, v_fnma(two, at_c, v_fnma(half, d2, d4)));
 }
 
 ALWAYS_INLINE void winograd2_input(vec d0, vec d1, vec d2, vec d3, float *out, size_t step)
@@ -60,6 +72,17 @@ ALWAYS_INLINE void winograd4_weight(vec g0, vec g1, vec g2, float *out, size_t s
     v_store(out + 5 * step, g2);
 }
 
+ALWAYS_INLINE void winograd3_weight(vec g0, vec g1, vec g2, float *out, size_t step)
+{
+    const vec even_a = v_fma(v_set(0.5f), g2, g0), odd_a = v_mul(v_set(root / 2), g1);
+    const vec at_c = v_fma(v_set(4.0f), g2, v_fma(v_set(2.0f), g1, g0));
+    v_store(out, g0);
+    v_store(out + step, v_mul(v_set(1 / (root / 2 - 2)), v_add(even_a, odd_a)));
+    v_store(out + 2 * step, v_mul(v_set(-1 / (root / 2 + 2)), v_sub(even_a, odd_a)));
+    v_store(out + 3 * step, v_mul(v_set(1.0f / 7), at_c));
+    v_store(out + 4 * step, g2);
+}
+
 ALWAYS_INLINE void winograd2_weight(vec g0, vec g1, vec g2, float *out, size_t step)
 {
     const vec half = v_set(0.5f), even = v_mul(half, v_add(g0, g2)), odd = v_mul(half, g1);
@@ -69,7 +92,7 @@ ALWAYS_INLINE void winograd2_weight(vec g0, vec g1, vec g2, float *out, size_t s
     v_store(out + 3 * step, g2);
 }
 
-/* Six or four products, `step` floats apart, to m outputs. */
+/* m + 2 products, `step` floats apart, to m outputs. */
 ALWAYS_INLINE void winograd4_output(const float *in, size_t step, vec out[4])
 {
     const vec m1 = v_load(in + step), m2 = v_load(in + 2 * step), m3 = v_load(in + 3 * step), m4 = v_load(in + 4 * step);
@@ -78,6 +101,15 @@ ALWAYS_INLINE void winograd4_output(const float *in, size_t step, vec out[4])
     out[1] = v_fma(v_set(root), odd_b, v_mul(v_set(root / 2), odd_a));
     out[2] = v_fma(v_set(2.0f), even_b, v_mul(v_set(0.5f), even_a));
     out[3] = v_fma(v_set(2 * root), odd_b, v_fma(v_set(root / 4), odd_a, v_load(in + 5 * step)));
+}
+
+ALWAYS_INLINE void winograd3_output(const float *in, size_t step, vec out[4])
+{
+    const vec m1 = v_load(in + step), m2 = v_load(in + 2 * step), m3 = v_load(in + 3 * step);
+    const vec even_a = v_add(m1, m2), odd_a = v_sub(m1, m2);
+    out[0] = v_add(v_add(v_load(in), even_a), m3);
+    out[1] = v_fma(v_set(2.0f), m3, v_mul(v_set(root / 2), odd_a));
+    out[2] = v_fma(v_set(4.0f), m3, v_fma(v_set(0.5f), even_a, v_load(in + 4 * step)));
 }
 
 ALWAYS_INLINE void winograd2_output(const float *in, size_t step, vec out[4])
@@ -101,6 +133,8 @@ ALWAYS_INLINE void winograd_input_tile(const int m, const float *const *pixels, 
         float *to = half + j * LANES;
         if (m == 4)
             winograd4_input(AT(0, j), AT(1, j), AT(2, j), AT(3, j), AT(4, j), AT(5, j), to, (size_t)(m + 2) * LANES);
+        else if (m == 3)
+            winograd3_input(AT(0, j), AT(1, j), AT(2, j), AT(3, j), AT(4, j), to, (size_t)(m + 2) * LANES);
         else
             winograd2_input(AT(0, j), AT(1, j), AT(2, j), AT(3, j), to, (size_t)(m + 2) * LANES);
     }
@@ -110,6 +144,8 @@ ALWAYS_INLINE void winograd_input_tile(const int m, const float *const *pixels, 
             fetch_to_write(out + (size_t)j * step + LANES);
         if (m == 4)
             winograd4_input(HALF(i, 0), HALF(i, 1), HALF(i, 2), HALF(i, 3), HALF(i, 4), HALF(i, 5), out, step);
+        else if (m == 3)
+            winograd3_input(HALF(i, 0), HALF(i, 1), HALF(i, 2), HALF(i, 3), HALF(i, 4), out, step);
         else
             winograd2_input(HALF(i, 0), HALF(i, 1), HALF(i, 2), HALF(i, 3), out, step);
     }
@@ -135,6 +171,8 @@ ALWAYS_INLINE void winograd_output_tile(const int m, const float *products, size
     for (int j = 0; j < m + 2; j++) {
         if (m == 4)
             winograd4_output(products + (size_t)j * step, (size_t)(m + 2) * step, out);
+        else if (m == 3)
+            winograd3_output(products + (size_t)j * step, (size_t)(m + 2) * step, out);
         else
             winograd2_output(products + (size_t)j * step, (size_t)(m + 2) * step, out);
         for (int i = 0; i < m; i++)
@@ -147,6 +185,8 @@ ALWAYS_INLINE void winograd_output_tile(const int m, const float *products, size
             fetch_to_write(t->out + (size_t)i * t->row + (size_t)(j + m) * t->column);
         if (m == 4)
             winograd4_output(half + i * (m + 2) * LANES, LANES, out);
+        else if (m == 3)
+            winograd3_output(half + i * (m + 2) * LANES, LANES, out);
         else
             winograd2_output(half + i * (m + 2) * LANES, LANES, out);
         for (int j = 0; j < m; j++) {
@@ -165,7 +205,8 @@ ALWAYS_INLINE void winograd_output_tile(const int m, const float *products, size
     }
 }
 
-/* ---- packing: bias; then F(4x4) and F(2x2), each per panel [(m + 2)^2][in][width]; then gemm_conv's panels ---- */
+/* ---- packing: bias; then the forms from F(4x4) down, each per panel [(m + 2)^2][in][width]; then gemm_conv's
+ * panels ---- */
 
 static bool winograd_supports(const struct conv *conv)
 {
@@ -176,12 +217,13 @@ static bool winograd_supports(const struct conv *conv)
     return p->groups == 1 && p->in >= 16 && p->out >= 16;
 }
 
-/* Which forms are packed: all that can win at some size, weighed against memory. F(4x4) takes 4 times the space;
- * from 512 x 512 channels on that is 38 MB a layer. F(2x2) is for few pixels; the plain form, for very few. */
+/* Which forms are packed: those that win at some size, weighed against memory. F(4x4) is for many pixels, and takes
+ * 38 MB at 512 x 512 channels; F(3x3) is for fewer; for large layers F(2x2), and the plain form for very few. */
 static inline bool winograd_has(const struct conv_params *p, int m)
 {
     const int64_t size = (int64_t)p->in * p->out;
-    return m == 4 ? size <= 256 * 512 : m == 2 ? size >= 128 * 128 : size >= 512 * 512;
+    const bool large = size > 256 * 512;
+    return m == 4 ? !large : m == 3 ? !large && size >= 128 * 128 : m != 1 && large;
 }
 
 /* Floats of one form, 0 if it is not packed. */
@@ -191,16 +233,18 @@ static inline size_t winograd_form_floats(const struct conv_params *p, int m)
     return winograd_has(p, m) ? products * (size_t)p->in * panels_width(p->out) : 0;
 }
 
-static size_t winograd_packed_bytes(const struct conv *conv)
-{
-    const struct conv_params *p = &conv->params;
-    return (packed_bias_floats(p) + winograd_form_floats(p, 4) + winograd_form_floats(p, 2) + winograd_form_floats(p, 0)) *
-           sizeof(float);
-}
-
+/* Floats before a form; for -1, all. */
 static inline size_t winograd_form_offset(const struct conv_params *p, int m)
 {
-    return packed_bias_floats(p) + (m < 4 ? winograd_form_floats(p, 4) : 0) + (m < 2 ? winograd_form_floats(p, 2) : 0);
+    size_t offset = packed_bias_floats(p);
+    for (int before = 4; before > m; before--)
+        offset += winograd_form_floats(p, before);
+    return offset;
+}
+
+static size_t winograd_packed_bytes(const struct conv *conv)
+{
+    return winograd_form_offset(&conv->params, -1) * sizeof(float);
 }
 
 /* filter: [9][LANES] of one input channel. out: the products' first weights, `step` floats apart. */
@@ -213,6 +257,8 @@ ALWAYS_INLINE void winograd_weight_tile(const int m, const float *filter, float 
         const vec g2 = v_load(filter + (6 + j) * LANES);
         if (m == 4)
             winograd4_weight(g0, g1, g2, half + j * LANES, 3 * LANES);
+        else if (m == 3)
+            winograd3_weight(g0, g1, g2, half + j * LANES, 3 * LANES);
         else
             winograd2_weight(g0, g1, g2, half + j * LANES, 3 * LANES);
     }
@@ -220,9 +266,21 @@ ALWAYS_INLINE void winograd_weight_tile(const int m, const float *filter, float 
         const float *row = half + i * 3 * LANES;
         if (m == 4)
             winograd4_weight(v_load(row), v_load(row + LANES), v_load(row + 2 * LANES), out, step);
+        else if (m == 3)
+            winograd3_weight(v_load(row), v_load(row + LANES), v_load(row + 2 * LANES), out, step);
         else
             winograd2_weight(v_load(row), v_load(row + LANES), v_load(row + 2 * LANES), out, step);
     }
+}
+
+static void winograd_weights(int m, const float *filter, float *out, size_t step)
+{
+    if (m == 4)
+        winograd_weight_tile(4, filter, out, step);
+    else if (m == 3)
+        winograd_weight_tile(3, filter, out, step);
+    else
+        winograd_weight_tile(2, filter, out, step);
 }
 
 static void winograd_pack(const struct conv *conv, const float *weight, const float *bias, void *packed)
@@ -242,12 +300,12 @@ static void winograd_pack(const struct conv *conv, const float *weight, const fl
                 for (int tap = 0; tap < 9; tap++)
                     filter[tap * LANES + o] = weight[((size_t)(first + o) * (size_t)p->in + (size_t)c) * 9 + (size_t)tap];
             const size_t at = (size_t)c * width + (size_t)(first - panel.first);
-            if (winograd_has(p, 4))
-                winograd_weight_tile(4, filter,
-                                     out + winograd_form_offset(p, 4) + (size_t)panel.first * (size_t)p->in * 36 + at, step);
-            if (winograd_has(p, 2))
-                winograd_weight_tile(2, filter,
-                                     out + winograd_form_offset(p, 2) + (size_t)panel.first * (size_t)p->in * 16 + at, step);
+            for (int m = 2; m <= 4; m++)
+                if (winograd_has(p, m))
+                    winograd_weights(m, filter,
+                                     out + winograd_form_offset(p, m) +
+                                         (size_t)panel.first * (size_t)p->in * (size_t)((m + 2) * (m + 2)) + at,
+                                     step);
         }
     }
 }
@@ -294,7 +352,7 @@ static int64_t winograd_cost(const struct conv_params *p, const struct conv_geom
 static int winograd_choose(const struct conv_params *p, const struct conv_geometry *g)
 {
     int best = -1;
-    for (int m = 0; m <= 4; m += 2)
+    for (int m = 0; m <= 4; m++)
         if (winograd_has(p, m) && (best < 0 || winograd_cost(p, g, m) < winograd_cost(p, g, best)))
             best = m;
     return best;
@@ -431,6 +489,8 @@ static void winograd_run(const struct conv *conv, const struct conv_geometry *g,
 {
     if (work->tile[WINOGRAD_FORM] == 4)
         winograd_run_form(4, conv, g, work, buffers, task, scratch);
+    else if (work->tile[WINOGRAD_FORM] == 3)
+        winograd_run_form(3, conv, g, work, buffers, task, scratch);
     else if (work->tile[WINOGRAD_FORM] == 2)
         winograd_run_form(2, conv, g, work, buffers, task, scratch);
     else
