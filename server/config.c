@@ -602,15 +602,17 @@ static enum rn_status choose_models(struct config *config, const char *data_fold
         {"models/resnet50.json", "weights/resnet50-0676ba61.pth"},
     };
     enum rn_status status;
-    char note[PATH_MAX + 256];
+    char note[128];
 
     for (size_t i = 0; i < sizeof IMAGENET / sizeof IMAGENET[0]; i++) {
         char *weights = join_path(data_folder, IMAGENET[i].weights);
         if (!weights)
             return rn_fail_nomem(error, "the configuration");
         bool there = access(weights, R_OK) == 0;
+        /* The metadata repeats the note to clients, whom the folder is no business of. */
         if (there)
-            snprintf(note, sizeof note, "no models configured: serving ImageNet's ResNet-50 from %s", weights);
+            snprintf(note, sizeof note, "no models configured: serving ImageNet's ResNet-50 from %s",
+                     strrchr(weights, '/') + 1);
         free(weights);
         if (!there)
             continue;
