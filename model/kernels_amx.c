@@ -165,12 +165,14 @@ static void amx_pack(const struct conv *conv, const float *weight, const float *
 /* conv_work.tile */
 enum { WORK_STRIPS, WORK_RANGES };
 
-/* Bytes of input that one strip may bring into the second-level cache. */
-enum { STRIP_BYTES = 256 * 1024 };
+/* Bytes of input that one strip may bring into the second-level cache: fewer where it is copied many times over,
+ * more where each strip would read large weights again. */
+enum { STRIP_BYTES = 512 * 1024, RUNS_STRIP_BYTES = 256 * 1024, HEAVY_STRIP_BYTES = 1536 * 1024 };
+enum { HEAVY_WEIGHT_BYTES = 1024 * 1024 };
 
 /* Bytes of input that stay in the first-level cache while all blocks of weights pass by, and how large the weights
  * may be for that; bytes of a block that stays there while tiles pass by. */
-enum { GROUP_BYTES = 24 * 1024, GROUPED_WEIGHT_BYTES = 640 * 1024, STAYING_BYTES = 10 * 1024 };
+enum { GROUP_BYTES = 24 * 1024, GROUPED_WEIGHT_BYTES = 640 * 1024, STAYING_BYTES = 15 * 1024 };
 
 /* Bytes of output that are not expected in the second-level cache. */
 enum { COLD_BYTES = 384 * 1024 };
@@ -296,9 +298,13 @@ static void amx_plan(const struct conv *conv, const struct conv_geometry *g, int
     const int unit = f.source == SOURCE_DIRECT ? 2 * TILE : 1; /* rows that should stay together */
     const int most = ceil_div(whole.rows, unit);
 
-    int strips = min_int(most, (int)((input + STRIP_BYTES - 1) / STRIP_BYTES));
+    const size_t limit = f.source == SOURCE_RUNS          ? RUNS_STRIP_BYTES
+                         : weights > HEAVY_WEIGHT_BYTES ? HEAVY_STRIP_BYTES
+                                                        : STRIP_BYTES;
+
+    int strips = min_int(most, (int)((input + limit - 1) / limit));
     if (weights <= input && whole.images * strips % threads != 0)
-        strips = min_int(most, (int)size_round_up((size_t)strips, 1) + threads - strips % threads);
+        strips = min_int(most, strips + threads - strips % threads);
     const int rows = min_int(whole.rows, ceil_div(most, strips) * unit);
     strips = ceil_div(whole.rows, rows);
     const int ranges = whole.images * strips % threads == 0 ? 1 : min_int(f.blocks, threads);
@@ -473,6 +479,7 @@ struct job {
     size_t pixel_stride, chunk_stride;
     const size_t *tap_offset;
     int chunks, taps, m;
+    int share;         /* rows to finish at each step */
     size_t out_stride; /* bytes from a pixel to the next */
     __m512i floor;     /* ReLU on bf16 as 16-bit integers: 0, or the smallest of all */
     float *sink;
@@ -569,9 +576,8 @@ ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const bool s
     const struct job j = *job;
     const struct pending p = *pending, u = *upcoming;
     const size_t stride = j.pixel_stride;
-    const int share = ceil_div(p.rows, j.chunks * j.taps), lines = fetch->lines;
+    const int lines = fetch->lines;
     const char *a0 = o->a0, *a1 = o->a1, *b = o->b, *next = fetch->next;
-    const int share_asked = ceil_div(u.rows, j.chunks * j.taps);
     int row = 0, asked = 0;
 
     _tile_loadd(0, o->bias, 0);
@@ -602,10 +608,10 @@ ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const bool s
             for (int i = 0; i < lines; i++)
                 _mm_prefetch(next + i * LINE, _MM_HINT_T1);
             next += lines * LINE;
-            for (int end = min_int(p.rows, row + share); row < end; row++)
+            for (int end = min_int(p.rows, row + j.share); row < end; row++)
                 finish_row(&j, &p, row, ending == ENDING_RESIDUAL);
             if (ending == ENDING_COLD)
-                for (int end = min_int(u.rows, asked + share_asked); asked < end; asked++)
+                for (int end = min_int(u.rows, asked + j.share); asked < end; asked++)
                     prefetch_for_writing(u.out + (size_t)max_int(0, u.pixel[asked]) * j.out_stride);
         }
     }
@@ -684,7 +690,8 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
 
     const struct job job = {
         .pixel_stride = v.pixel_stride, .chunk_stride = v.chunk_stride, .tap_offset = s.tap_offset,
-        .chunks = f.chunks, .taps = f.taps, .m = v.m, .out_stride = (size_t)p->out * element,
+        .chunks = f.chunks, .taps = f.taps, .m = v.m,
+        .share = ceil_div(2 * v.m, f.chunks * f.taps), .out_stride = (size_t)p->out * element,
         .floor = _mm512_set1_epi16(conv->relu ? 0 : INT16_MIN), .sink = (float *)s.sink,
         .relu = conv->relu, .output_f32 = conv->output_f32,
     };
