@@ -154,6 +154,8 @@ static inline void make_weights(const struct network *network, uint32_t seed, co
             write_tensor(&w, call->path, "running_var", 1, &m->batchnorm.features, 1.0, 0.5);
         }
     }
+    if (!w.written && !w.change.add)
+        w.change.add = "no.parameters"; /* a file must hold a tensor */
     if (w.change.add)
         fprintf(w.header, "%s\"%s\": {\"dtype\": \"F32\", \"shape\": [1], \"data_offsets\": [%zu, %zu]}",
                 w.written ? ", " : "", w.change.add, w.written, w.written + sizeof(float));
