@@ -3,6 +3,8 @@
 
     bench.py [--quick] [--build FOLDER] [--only engine,ops,scale,http,memory]
 
+The whole takes about twenty minutes on a quiet machine, --quick about three.
+
 Everything that is compared takes turns (A B C A B C ...), and a ratio is the median of the ratios pair by pair, so
 that a neighbour on the machine slows both sides alike. Prints tables; writes results.json and results.txt to
 build/bench. Figures never fail it: a number that is not reached is printed as such.

@@ -152,7 +152,8 @@ static void build(int threads, int h, int w)
     char name[32];
 
     add_conv(threads, "conv1", 3, 64, 7, 2, &h, &w, 0, 1, -1, true, false);
-    add_pool("maxpool", kernels_amx.max_pool, &max_params, 64, &h, &w, out_size(h, 3, 2, 1), out_size(w, 3, 2, 1), 1, 0);
+    add_pool("maxpool", kernels_amx.max_pool, &max_params, 64, &h, &w, out_size(h, 3, 2, 1), out_size(w, 3, 2, 1), 1,
+             0);
     for (int stage = 0; stage < 4; stage++)
         for (int block = 0; block < blocks[stage]; block++) {
             const int planes = 64 << stage, stride = stage && !block ? 2 : 1;

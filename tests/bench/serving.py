@@ -201,7 +201,7 @@ def http_clients(bench, servers, engines):
     """Between one image on all cores and one image a core, a load should never fare worse than under the better
     of the two, which the engine alone shows: `of better` is the share of that one's images per second."""
     note("HTTP, by number of clients")
-    counts = (1, bench.cores, 4 * bench.cores) if bench.quick else (1, 2, 3, 4, 6, 8, 16)
+    counts = (1, bench.cores, 4 * bench.cores) if bench.quick else (1, 2, 3, 4, 8, 16)
     together = {server.name: bench.engine(server.table, bench.cores) for server in servers if server.table}
     for engine in filter(None, [*together.values(), *engines.values()]):
         engine.ask("shape 1 375 500")

@@ -37,15 +37,18 @@ def main():
     if precision == "bf16":
         model = model.bfloat16()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    # What measured fastest: in bf16 channels last, by half; in fp32 oneDNN brings its own layout either way.
+    layout = torch.channels_last if precision == "bf16" else torch.contiguous_format
+    model = model.to(memory_format=layout)
     given = None
     with torch.no_grad():
-        example = torch.zeros(1, 3, 224, 224, dtype=dtype)
+        example = torch.zeros(1, 3, 224, 224, dtype=dtype).contiguous(memory_format=layout)
         frozen = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(model, example)))
         say({"ready": True, "version": torch.__version__, "precision": precision})
         for line in sys.stdin:
             command, *arguments = line.split()
             if command == "shape":
-                given = test_input(*map(int, arguments)).to(dtype)
+                given = test_input(*map(int, arguments)).to(dtype).contiguous(memory_format=layout)
                 logits = frozen(given)
                 say({"logits": logits[0].float().tolist()})
             elif command == "run":
