@@ -45,6 +45,8 @@ for group in "$@"; do
         ;;
     test)
         library libcmocka-dev cmocka
+        program curl curl
+        program wget wget
         for name in python3 python3-pytest python3-requests python3-pil python3-numpy python3-torch \
             python3-torchvision; do
             package $name

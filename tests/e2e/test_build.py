@@ -71,6 +71,8 @@ def test_root_installs_what_is_missing(machine):
 def test_tests_need_more_than_the_program(machine):
     machine.add("dpkg-query", "exit 1")
     machine.add("pkg-config", "exit 0")
+    machine.add("curl", "exit 0")
+    machine.add("wget", "exit 0")
     done = machine.run("test")
     assert done.returncode == 0, done.err
     packages = machine.calls("apt-get")[1].split("--no-install-recommends ")[1].split()
