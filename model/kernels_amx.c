@@ -263,7 +263,7 @@ static struct view conv_view(const struct conv_params *p, const struct form *f, 
 /* Scratch: sums of two blocks of tiles, a line for what is thrown away, offsets of taps, maps of tiles, input. */
 struct scratch {
     float *sums;
-    bf16 *sink;
+    char *sink;
     size_t *tap_offset;   /* [taps], bytes */
     size_t *tile_offset;  /* [tiles], bytes */
     int32_t *pixel;       /* [tiles * m]: the strip's output pixel of each tile row; -1 for none */
@@ -281,7 +281,7 @@ static struct scratch scratch_layout(const struct form *f, const struct view *v,
     s.bytes = input + v->input_bytes;
     if (base) {
         s.sums = (float *)((char *)base + sums);
-        s.sink = (bf16 *)((char *)base + sink);
+        s.sink = (char *)base + sink;
         s.tap_offset = (size_t *)((char *)base + taps);
         s.tile_offset = (size_t *)((char *)base + tiles);
         s.pixel = (int32_t *)((char *)base + pixels);
@@ -418,6 +418,8 @@ static void fill_taps(const struct conv_params *p, const struct form *f, const s
 static void fill_tiles(const struct conv_params *p, const struct form *f, const struct view *v, size_t *offset,
                        int32_t *pixel)
 {
+    int y = 0, x = 0; /* of the next position; in runs, of the next tile */
+
     for (int tile = 0; tile < v->tiles; tile++, pixel += v->m) {
         switch (f->source) {
         case SOURCE_DIRECT: { /* the last tile overlaps its predecessor rather than the end */
@@ -430,18 +432,24 @@ static void fill_tiles(const struct conv_params *p, const struct form *f, const 
         case SOURCE_PLANES:
             offset[tile] = (size_t)(tile * v->m) * LINE;
             for (int i = 0; i < v->m; i++) {
-                const int y = (tile * v->m + i) / v->plane_w, x = (tile * v->m + i) % v->plane_w;
                 pixel[i] = y < v->strip_rows && x < v->width ? y * v->width + x : -1;
+                if (++x == v->plane_w) {
+                    x = 0;
+                    y++;
+                }
             }
             break;
-        case SOURCE_RUNS: {
-            const int y = tile / v->row_tiles, x = tile % v->row_tiles * v->m;
+        case SOURCE_RUNS:
             offset[tile] = ((size_t)(y * p->stride[0]) * (size_t)v->plane_w + (size_t)(x * p->stride[1])) *
                            (size_t)p->in * sizeof(bf16);
             for (int i = 0; i < v->m; i++)
                 pixel[i] = x + i < v->width ? y * v->width + x + i : -1;
+            x += v->m;
+            if (x >= v->width) {
+                x = 0;
+                y++;
+            }
             break;
-        }
         }
     }
 }
@@ -482,7 +490,7 @@ struct job {
     int share;         /* rows to finish at each step */
     size_t out_stride; /* bytes from a pixel to the next */
     __m512i floor;     /* ReLU on bf16 as 16-bit integers: 0, or the smallest of all */
-    float *sink;
+    char *sink;        /* for what is thrown away */
     bool relu, output_f32;
 };
 
@@ -501,16 +509,14 @@ ALWAYS_INLINE void finish_row(const struct job *job, const struct pending *p, in
 {
     const int32_t pixel = p->pixel[row];
     const float *sums = p->sums + (size_t)row * BLOCK;
-    const size_t at = (size_t)pixel * job->out_stride;
+    const size_t at = pixel < 0 ? 0 : (size_t)pixel * job->out_stride;
+    char *out = pixel < 0 ? job->sink : p->out + at;
     __m512 low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + TILE);
-    char *out = p->out + at;
     if (residual) {
-        const __m512i r = _mm512_maskz_loadu_epi16(p->mask, pixel < 0 ? p->residual : p->residual + at);
+        const __m512i r = _mm512_maskz_loadu_epi16(p->mask, p->residual + at);
         low = _mm512_add_ps(low, widen(_mm512_castsi512_si256(r)));
         high = _mm512_add_ps(high, widen(_mm512_extracti64x4_epi64(r, 1)));
     }
-    if (pixel < 0)
-        out = (char *)job->sink;
     if (__builtin_expect(job->output_f32, 0)) {
         if (job->relu) {
             low = _mm512_max_ps(low, _mm512_setzero_ps());
@@ -692,7 +698,7 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
         .pixel_stride = v.pixel_stride, .chunk_stride = v.chunk_stride, .tap_offset = s.tap_offset,
         .chunks = f.chunks, .taps = f.taps, .m = v.m,
         .share = ceil_div(2 * v.m, f.chunks * f.taps), .out_stride = (size_t)p->out * element,
-        .floor = _mm512_set1_epi16(conv->relu ? 0 : INT16_MIN), .sink = (float *)s.sink,
+        .floor = _mm512_set1_epi16(conv->relu ? 0 : INT16_MIN), .sink = s.sink,
         .relu = conv->relu, .output_f32 = conv->output_f32,
     };
     const bool residual = conv->has_residual, stream = block_bytes(&f) > STAYING_BYTES;
