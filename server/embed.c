@@ -4,9 +4,9 @@
 #include "embed.h"
 
 #define EMBED(symbol, path)                                                                                            \
-    __asm__(".pushsection .rodata\n"                                                                                   \
-            ".global " #symbol "\n" #symbol ":\n.incbin \"" path "\"\n"                                                \
-            ".global " #symbol "_end\n" #symbol "_end:\n.byte 0\n"                                                     \
+    __asm__(".pushsection .rodata\n.balign 8\n"                                                                        \
+            ".global " #symbol "\n" #symbol ": .incbin \"" path "\"\n1: .byte 0\n"                                     \
+            ".balign 8\n.global " #symbol "_size\n" #symbol "_size: .quad 1b - " #symbol "\n"                          \
             ".popsection\n")
 
 EMBED(embed_page, "server/page/index.html");

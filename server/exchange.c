@@ -21,30 +21,39 @@ enum { DEFAULT_TOP_K = 5 };
 
 /* --- answers -------------------------------------------------------------------------------------------- */
 
+void exchange_reply_no_memory(struct http_reply *reply)
+{
+    static const char body[] = "{\"error\": {\"code\": \"out_of_memory\", "
+                               "\"message\": \"the server is short of memory, try again later\"}}\n";
+    const struct api_error_info *info = api_error_info(API_OUT_OF_MEMORY);
+
+    *reply = (struct http_reply){.status = info->status,
+                                 .content_type = "application/json",
+                                 .body = body,
+                                 .size = sizeof body - 1,
+                                 .body_is_static = true,
+                                 .retry_after_s = info->retry_after_s};
+}
+
 void exchange_reply_json(struct exchange *exchange, unsigned status, struct json *json)
 {
-    static const char no_memory[] = "{\"error\": {\"code\": \"out_of_memory\", \"message\": \"the server is short of memory, "
-                                    "try again later\"}}\n";
     struct http_reply *reply = &exchange->request->reply;
     size_t size;
     char *text;
 
     json_bytes(json, "\n", 1);
     text = json_take(json, &size);
+    if (!text) {
+        exchange->error = API_OUT_OF_MEMORY;
+        exchange_reply_no_memory(reply);
+        return;
+    }
     *reply = (struct http_reply){.status = status,
                                  .content_type = "application/json",
                                  .body = text,
                                  .size = size,
                                  .allow = reply->allow,
                                  .retry_after_s = reply->retry_after_s};
-    if (!text) {
-        exchange->error = API_OUT_OF_MEMORY;
-        reply->status = api_error_info(API_OUT_OF_MEMORY)->status;
-        reply->retry_after_s = api_error_info(API_OUT_OF_MEMORY)->retry_after_s;
-        reply->body = no_memory;
-        reply->size = sizeof no_memory - 1;
-        reply->body_is_static = true;
-    }
 }
 
 static void fail_with(struct exchange *exchange, enum api_error error, const char *message)
@@ -140,10 +149,11 @@ void exchange_classify_begin(struct exchange *exchange)
     if (atomic_load(&exchange->app->state) == APP_DRAINING) {
         exchange_fail(exchange, API_DRAINING, "the server is shutting down, send the image to another one");
     } else if (encoding && *encoding && strcasecmp(encoding, "identity") != 0) {
-        exchange_fail(exchange, API_UNSUPPORTED_ENCODING, "the body has a Content-Encoding: send the image file as it is");
+        exchange_fail(exchange, API_UNSUPPORTED_ENCODING,
+                      "the body has a Content-Encoding: send the image file as it is");
     } else if (request->content_length != UINT64_MAX && request->content_length > max) {
         exchange_fail(exchange, API_BODY_TOO_LARGE, "the body has %llu bytes, at most %llu are accepted",
-                  (unsigned long long)request->content_length, (unsigned long long)max);
+                      (unsigned long long)request->content_length, (unsigned long long)max);
     } else if (read_options(exchange)) {
         request->wants_body = true;
     }
@@ -152,12 +162,14 @@ void exchange_classify_begin(struct exchange *exchange)
 /* --- the images of a body ------------------------------------------------------------------------------- */
 
 /* Append a file to exchange->items. Returns false with the reply set. */
-static bool add_item(struct exchange *exchange, const uint8_t *data, size_t size, const char *filename, size_t filename_length)
+static bool add_item(struct exchange *exchange, const uint8_t *data, size_t size, const char *filename,
+                     size_t filename_length)
 {
     const int max = exchange->app->config->limits.max_files;
 
     if (exchange->item_count == max) {
-        exchange_fail(exchange, API_TOO_MANY_FILES, "the form has more than %d files, send them in several requests", max);
+        exchange_fail(exchange, API_TOO_MANY_FILES, "the form has more than %d files, send them in several requests",
+                      max);
         return false;
     }
     if ((exchange->item_count & (exchange->item_count - 1)) == 0) { /* 0, 1, 2, 4, ...: full */
@@ -229,7 +241,7 @@ static bool read_body(struct exchange *exchange)
         break;
     case HTTP_BODY_TOO_LARGE:
         exchange_fail(exchange, API_BODY_TOO_LARGE, "the body has more than %llu bytes",
-                  (unsigned long long)config->limits.max_body_bytes);
+                      (unsigned long long)config->limits.max_body_bytes);
         return false;
     case HTTP_BODY_NO_MEMORY:
         exchange_fail(exchange, API_OUT_OF_MEMORY, "the server holds too many uploads, try again later");

@@ -53,7 +53,11 @@ struct exchange {
 };
 
 /* Answer with an error; `message` is one sentence for the client. */
-void exchange_fail(struct exchange *exchange, enum api_error error, const char *message, ...) __attribute__((format(printf, 3, 4)));
+void exchange_fail(struct exchange *exchange, enum api_error error, const char *message, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* Answer that memory ran out, which takes none. */
+void exchange_reply_no_memory(struct http_reply *reply);
 
 /* Answer with what `json` holds. */
 void exchange_reply_json(struct exchange *exchange, unsigned status, struct json *json);

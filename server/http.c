@@ -56,6 +56,7 @@ struct http_connection {
     struct http *http;
     struct MHD_Connection *mhd;
     enum phase phase;
+    bool last;        /* what follows on this connection would be the body that was not read */
     bool nul_in_path; /* "%00" would end the decoded path early and make it look like another one */
     size_t capacity;  /* of request.body */
 };
@@ -139,11 +140,11 @@ static enum MHD_Result queue_reply(struct http_connection *c)
     enum MHD_Result result;
 
     assert(reply->status != 0);
-    response = MHD_create_response_from_buffer(
-        reply->size, reply->body ? (void *)(uintptr_t)reply->body : nothing,
-        reply->body && !reply->body_is_static ? MHD_RESPMEM_MUST_FREE : MHD_RESPMEM_PERSISTENT);
+    response = MHD_create_response_from_buffer(reply->size, reply->body ? (void *)(uintptr_t)reply->body : nothing,
+                                               reply->body && !reply->body_is_static ? MHD_RESPMEM_MUST_FREE
+                                                                                     : MHD_RESPMEM_PERSISTENT);
     if (!response)
-        return MHD_NO; /* out of memory: the connection is closed */
+        return MHD_NO;            /* out of memory: the connection is closed */
     reply->body_is_static = true; /* the response frees it now */
 
     if (reply->content_type)
@@ -172,7 +173,7 @@ static enum MHD_Result queue_reply(struct http_connection *c)
             add_header(response, "Access-Control-Max-Age", "86400");
         }
     }
-    if (atomic_load_explicit(&c->http->closing, memory_order_relaxed))
+    if (c->last || atomic_load_explicit(&c->http->closing, memory_order_relaxed))
         add_header(response, "Connection", "close");
 
     c->phase = PHASE_QUEUED;
@@ -192,7 +193,8 @@ static void read_remote(struct http_connection *c)
         return;
     length = info->client_addr->sa_family == AF_INET6 ? (socklen_t)sizeof(struct sockaddr_in6)
                                                       : (socklen_t)sizeof(struct sockaddr_in);
-    if (getnameinfo(info->client_addr, length, c->request.remote, sizeof c->request.remote, NULL, 0, NI_NUMERICHOST) != 0)
+    if (getnameinfo(info->client_addr, length, c->request.remote, sizeof c->request.remote, NULL, 0, NI_NUMERICHOST) !=
+        0)
         c->request.remote[0] = '\0';
 }
 
@@ -237,14 +239,16 @@ static void begin(struct http_connection *c, const char *method, const char *pat
 }
 
 /* Whether a reply that is already known should be sent without reading the body: the client waits for a
- * permission to send, or the body is too large even to drop. */
+ * permission to send, or the body is too large even to drop, or it has no end that libmicrohttpd sees. */
 static bool skips_body(const struct http_connection *c)
 {
     const struct http_request *request = &c->request;
-    const char *expect = http_header(request, "Expect");
+    const char *expect = http_header(request, "Expect"), *transfer = http_header(request, "Transfer-Encoding");
 
     if (request->reply.status == 0)
         return false;
+    if (transfer && strcasecmp(transfer, "chunked") != 0)
+        return true;
     if (expect && strcasecmp(expect, "100-continue") == 0)
         return request->chunked || request->content_length > 0;
     return !request->chunked && request->content_length > discard_bytes;
@@ -280,7 +284,8 @@ static enum MHD_Result on_access(void *cls, struct MHD_Connection *mhd, const ch
     switch (c->phase) {
     case PHASE_HEADERS:
         begin(c, method, url);
-        return skips_body(c) ? queue_reply(c) : MHD_YES;
+        c->last = skips_body(c);
+        return c->last ? queue_reply(c) : MHD_YES;
 
     case PHASE_BODY:
         if (*upload_size > 0) {
@@ -405,7 +410,8 @@ static int listen_on(const struct addrinfo *address)
 static enum rn_status open_socket(const struct http_settings *settings, int *fd, char *url, size_t url_size,
                                   struct rn_error *error)
 {
-    const struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
+    const struct addrinfo hints = {
+        .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
     struct addrinfo *list = NULL;
     struct sockaddr_storage bound;
     socklen_t length = sizeof bound;
@@ -422,7 +428,8 @@ static enum rn_status open_socket(const struct http_settings *settings, int *fd,
     failure = errno;
     freeaddrinfo(list);
     if (*fd < 0)
-        return rn_fail(error, RN_ERR_IO, "cannot listen on %s port %d: %s", settings->host, settings->port, strerror(failure));
+        return rn_fail(error, RN_ERR_IO, "cannot listen on %s port %d: %s", settings->host, settings->port,
+                       strerror(failure));
     if (getsockname(*fd, (struct sockaddr *)&bound, &length) != 0 ||
         getnameinfo((struct sockaddr *)&bound, length, host, sizeof host, port, sizeof port,
                     NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
@@ -467,8 +474,8 @@ enum rn_status http_start(const struct http_settings *settings, const struct htt
     if (settings->threads > 1)
         options[THREAD_POOL] = (struct MHD_OptionItem){MHD_OPTION_THREAD_POOL_SIZE, settings->threads, NULL};
     *out = http; /* before the threads start: the first request may come at once and look for it */
-    http->daemon = MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL,
-                                    NULL, on_access, http, MHD_OPTION_ARRAY, options, MHD_OPTION_END);
+    http->daemon = MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0,
+                                    NULL, NULL, on_access, http, MHD_OPTION_ARRAY, options, MHD_OPTION_END);
     if (!http->daemon) {
         (void)close(fd);
         free(http);

@@ -20,16 +20,16 @@
 struct http;
 
 struct http_reply {
-    unsigned status;           /* 0: no reply yet */
-    const char *content_type;  /* static */
-    const char *body;          /* NULL: empty */
+    unsigned status;          /* 0: no reply yet */
+    const char *content_type; /* static */
+    const char *body;         /* NULL: empty */
     size_t size;
-    bool body_is_static;       /* else malloc'ed; http frees it */
-    const char *allow;         /* the Allow header, static; or NULL */
-    const char *policy;        /* Content-Security-Policy, static; or NULL */
-    unsigned retry_after_s;    /* 0: none */
-    bool preflight;            /* the answer to OPTIONS: says what a browser may send */
-    char server_timing[192];   /* "" for none */
+    bool body_is_static;     /* else malloc'ed; http frees it */
+    const char *allow;       /* the Allow header, static; or NULL */
+    const char *policy;      /* Content-Security-Policy, static; or NULL */
+    unsigned retry_after_s;  /* 0: none */
+    bool preflight;          /* the answer to OPTIONS: says what a browser may send */
+    char server_timing[192]; /* "" for none */
 };
 
 enum http_body_state {
@@ -55,12 +55,12 @@ struct http_request {
     size_t body_size;
     enum http_body_state body_state;
 
-    uint64_t begun_ns;     /* the first line was read */
-    uint64_t received_ns;  /* the last byte of the body was read */
-    uint64_t bytes_in;     /* of the body, kept or not */
+    uint64_t begun_ns;    /* the first line was read */
+    uint64_t received_ns; /* the last byte of the body was read */
+    uint64_t bytes_in;    /* of the body, kept or not */
     struct http_reply reply;
-    bool aborted;          /* the reply could not be sent as a whole; known in app->done */
-    void *user;            /* the application's; freed in app->done */
+    bool aborted; /* the reply could not be sent as a whole; known in app->done */
+    void *user;   /* the application's; freed in app->done */
 
     struct http_connection *connection; /* http's own state */
 };
@@ -83,7 +83,7 @@ struct http_app {
 
 struct http_settings {
     const char *host;
-    int port;                       /* 0: the system chooses */
+    int port; /* 0: the system chooses */
     int threads;
     int max_connections;
     int idle_timeout_ms;

@@ -29,8 +29,10 @@ void json_string_n(struct json *json, const char *key, const char *value, size_t
 void json_integer(struct json *json, const char *key, int64_t value);
 void json_unsigned(struct json *json, const char *key, uint64_t value);
 void json_bool(struct json *json, const char *key, bool value);
-void json_digits(struct json *json, const char *key, double value, int digits);     /* significant digits; null if not finite */
-void json_decimals(struct json *json, const char *key, double value, int decimals); /* places after the point; likewise */
+void json_digits(struct json *json, const char *key, double value,
+                 int digits); /* significant digits; null if not finite */
+void json_decimals(struct json *json, const char *key, double value,
+                   int decimals); /* places after the point; likewise */
 
 /* Start a new line, `indent` columns in, before the next member or element (not before the first one). */
 void json_line(struct json *json, int indent);

@@ -66,7 +66,8 @@ static void line_string(struct line *line, const char *key, const char *value)
     json_bytes(&line->json, " ", 1);
     json_bytes(&line->json, key, strlen(key));
     json_bytes(&line->json, "=", 1);
-    if (*value && value[strspn(value, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.:/?&%+,[]~@=")] == '\0')
+    if (*value &&
+        value[strspn(value, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.:/?&%+,[]~@=")] == '\0')
         json_bytes(&line->json, value, strlen(value));
     else
         json_quoted(&line->json, value, strlen(value));

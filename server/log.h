@@ -20,7 +20,7 @@ void log_write(enum log_level level, const char *message, ...) __attribute__((fo
 struct log_request {
     const char *id, *remote, *method, *target;
     const char *model;
-    const char *error; /* the JSON code */
+    const char *error;  /* the JSON code */
     const char *detail; /* of our own failures, which the client is not told */
     unsigned status;
     uint64_t bytes_in, bytes_out;

@@ -14,8 +14,8 @@ static const uint64_t bounds[METRICS_BUCKETS] = {
 };
 
 /* Every status that the server sends; the first stands for any other. */
-static const unsigned statuses[METRICS_STATUSES] = {0,   200, 204, 400, 404, 405, 413, 415,
-                                                    422, METRICS_STATUS_ABORTED, 500, 503, 304, 406, 431, 501};
+static const unsigned statuses[METRICS_STATUSES] = {0,   200, 204, 400, 404, 405, 413, 415, 422, METRICS_STATUS_ABORTED,
+                                                    500, 503, 304, 406, 431, 501};
 
 static const char *const stage_names[STAGE_COUNT] = {"queue", "decode", "preprocess", "inference", "total"};
 
@@ -75,15 +75,17 @@ static void write_histogram(FILE *out, const char *name, const char *label, cons
 
     for (int i = 0; i < METRICS_BUCKETS; i++) {
         count += get(&histogram->buckets[i]);
-        (void)fprintf(out, "%s_bucket{%s%sle=\"%g\"} %" PRIu64 "\n", name, label, comma, (double)bounds[i] / 1e9, count);
+        (void)fprintf(out, "%s_bucket{%s%sle=\"%g\"} %" PRIu64 "\n", name, label, comma, (double)bounds[i] / 1e9,
+                      count);
     }
     count += get(&histogram->buckets[METRICS_BUCKETS]);
     (void)fprintf(out, "%s_bucket{%s%sle=\"+Inf\"} %" PRIu64 "\n", name, label, comma, count);
     if (*label) {
-        (void)fprintf(out, "%s_sum{%s} %.9f\n%s_count{%s} %" PRIu64 "\n", name, label, (double)get(&histogram->sum_ns) / 1e9,
-                      name, label, count);
+        (void)fprintf(out, "%s_sum{%s} %.9f\n%s_count{%s} %" PRIu64 "\n", name, label,
+                      (double)get(&histogram->sum_ns) / 1e9, name, label, count);
     } else {
-        (void)fprintf(out, "%s_sum %.9f\n%s_count %" PRIu64 "\n", name, (double)get(&histogram->sum_ns) / 1e9, name, count);
+        (void)fprintf(out, "%s_sum %.9f\n%s_count %" PRIu64 "\n", name, (double)get(&histogram->sum_ns) / 1e9, name,
+                      count);
     }
 }
 
@@ -164,8 +166,8 @@ void metrics_write(const struct metrics *metrics, FILE *out)
     for (int i = 0; i < API_ERROR_COUNT; i++) {
         uint64_t count = get(&metrics->images[i]);
         if (count > 0 || i == API_OK)
-            (void)fprintf(out, "resnetd_images_total{outcome=\"%s\"} %" PRIu64 "\n", api_error_info((enum api_error)i)->code,
-                          count);
+            (void)fprintf(out, "resnetd_images_total{outcome=\"%s\"} %" PRIu64 "\n",
+                          api_error_info((enum api_error)i)->code, count);
     }
 
     head(out, "resnetd_received_bytes_total", "counter", "Bytes of request bodies.");
@@ -180,7 +182,8 @@ void metrics_write(const struct metrics *metrics, FILE *out)
         (void)snprintf(label, sizeof label, "stage=\"%s\"", stage_names[i]);
         write_histogram(out, "resnetd_stage_seconds", label, &metrics->stages[i]);
     }
-    head(out, "resnetd_request_seconds", "histogram", "Time of a request from its first line to the end of the answer.");
+    head(out, "resnetd_request_seconds", "histogram",
+         "Time of a request from its first line to the end of the answer.");
     write_histogram(out, "resnetd_request_seconds", "", &metrics->requests_duration);
 
     metrics_write_gauge(out, "process_resident_memory_bytes", "Resident memory.", NULL, resident_bytes());

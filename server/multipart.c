@@ -142,7 +142,8 @@ enum rn_status multipart_open(struct multipart *multipart, const char *content_t
     }
     found = size == 0 ? NULL : memmem(body, size, multipart->delimiter, multipart->delimiter_length);
     if (!found)
-        return rn_fail(error, RN_ERR_BAD_REQUEST, "the body does not contain the multipart boundary of its Content-Type");
+        return rn_fail(error, RN_ERR_BAD_REQUEST,
+                       "the body does not contain the multipart boundary of its Content-Type");
     multipart->at = found + multipart->delimiter_length;
     return RN_OK;
 }
@@ -186,12 +187,14 @@ static enum rn_status read_header(struct slice line, struct multipart_part *part
         part->content_type_length = (size_t)(line.end - line.at);
     } else if (slice_is(name, "content-transfer-encoding") && !slice_is(line, "binary") && !slice_is(line, "8bit") &&
                !slice_is(line, "7bit")) {
-        return rn_fail(error, RN_ERR_BAD_REQUEST, "a multipart part has a Content-Transfer-Encoding: send the bytes as they are");
+        return rn_fail(error, RN_ERR_BAD_REQUEST,
+                       "a multipart part has a Content-Transfer-Encoding: send the bytes as they are");
     }
     return RN_OK;
 }
 
-enum rn_status multipart_next(struct multipart *multipart, struct multipart_part *part, bool *more, struct rn_error *error)
+enum rn_status multipart_next(struct multipart *multipart, struct multipart_part *part, bool *more,
+                              struct rn_error *error)
 {
     const uint8_t *at = multipart->at, *end = multipart->end, *next;
     const uint8_t *headers_limit;

@@ -30,7 +30,7 @@ struct multipart_part {
 enum { MULTIPART_BOUNDARY_MAX = 70, MULTIPART_HEADER_MAX = 8192 };
 
 struct multipart {
-    const uint8_t *at, *end;                   /* after a delimiter's "--boundary" */
+    const uint8_t *at, *end;                    /* after a delimiter's "--boundary" */
     char delimiter[MULTIPART_BOUNDARY_MAX + 5]; /* CR LF -- boundary */
     size_t delimiter_length;
 };

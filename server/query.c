@@ -68,8 +68,9 @@ bool query_add(void *arg, const char *name, size_t name_length, const char *valu
         return true; /* "?&top_k=1&" */
     if (i == QUERY_PARAMETER_COUNT) {
         fail(query, API_UNKNOWN_PARAMETER);
-        (void)rn_fail(&query->text, RN_ERR_BAD_REQUEST, query->allowed ? "unknown parameter \"%s\": there are %s"
-                                                                       : "unknown parameter \"%s\": this route takes none%s",
+        (void)rn_fail(&query->text, RN_ERR_BAD_REQUEST,
+                      query->allowed ? "unknown parameter \"%s\": there are %s"
+                                     : "unknown parameter \"%s\": this route takes none%s",
                       excerpt(name, name_length, shown), list_allowed(query, list));
         return false;
     }
@@ -127,7 +128,10 @@ int query_word(struct query *query, enum query_parameter parameter, const char *
     for (int i = 0; words[i]; i++) {
         if (strcmp(words[i], text) == 0)
             return i;
-        length += (size_t)snprintf(list + length, sizeof list - length, "%s%s", i == 0 ? "" : words[i + 1] ? ", " : " or ",
+        length += (size_t)snprintf(list + length, sizeof list - length, "%s%s",
+                                   i == 0         ? ""
+                                   : words[i + 1] ? ", "
+                                                  : " or ",
                                    words[i]);
     }
     if (query->error == API_OK)

@@ -26,11 +26,12 @@ void queue_destroy(struct queue *queue)
 
 bool queue_push(struct queue *queue, struct job *first, size_t count)
 {
-    struct job *last = first;
+    struct job *last;
     size_t depth;
     bool taken;
 
     assert(first && count > 0);
+    last = first;
     for (size_t i = 1; i < count; i++)
         last = last->next;
     assert(!last->next);

@@ -93,7 +93,8 @@ void reply_write_timing(struct json *json, const struct reply_timing *timing)
 
 void reply_server_timing(const struct reply_timing *timing, char *out, size_t size)
 {
-    (void)snprintf(out, size, "queue;dur=%.3f, decode;dur=%.3f, preprocess;dur=%.3f, inference;dur=%.3f, total;dur=%.3f",
+    (void)snprintf(out, size,
+                   "queue;dur=%.3f, decode;dur=%.3f, preprocess;dur=%.3f, inference;dur=%.3f, total;dur=%.3f",
                    clock_ms(timing->queue_ns), clock_ms(timing->decode_ns), clock_ms(timing->preprocess_ns),
                    clock_ms(timing->inference_ns), clock_ms(timing->total_ns));
 }
@@ -102,7 +103,8 @@ void reply_write_error(struct json *json, enum api_error error, const char *mess
 {
     json_open(json, "error", '{');
     json_string(json, "code", api_error_info(error)->code);
-    json_string(json, "message", error == API_INTERNAL ? "the server failed; its log has the request_id and the reason" : message);
+    json_string(json, "message",
+                error == API_INTERNAL ? "the server failed; its log has the request_id and the reason" : message);
     json_close(json, '}');
 }
 

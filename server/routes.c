@@ -54,7 +54,7 @@ static void answer_page(struct exchange *exchange);
 #define PARAMETER(p) (1u << QUERY_##p)
 
 struct route_entry {
-    bool post;          /* POST; otherwise GET and HEAD */
+    bool post; /* POST; otherwise GET and HEAD */
     unsigned parameters;
     void (*answer)(struct exchange *exchange); /* with the headers; sets the reply, or asks for the body */
 };
@@ -111,21 +111,19 @@ static enum route find_route(const char *path)
 
 static void answer_options(struct exchange *exchange, const char *allow)
 {
-    exchange->request->reply = (struct http_reply){.status = 204, .allow = allow, .preflight = true, .body_is_static = true};
+    exchange->request->reply =
+        (struct http_reply){.status = 204, .allow = allow, .preflight = true, .body_is_static = true};
 }
 
 void routes_begin(void *arg, struct http_request *request)
 {
-    static const char no_memory[] = "{\"error\": {\"code\": \"out_of_memory\", \"message\": \"the server is short of memory, "
-                                    "try again later\"}}\n";
     struct exchange *exchange = calloc(1, sizeof *exchange);
     const char *transfer = http_header(request, "Transfer-Encoding"), *allow, *method = request->method;
     const struct route_entry *entry;
     bool is_get = strcmp(method, "GET") == 0 || strcmp(method, "HEAD") == 0, is_post = strcmp(method, "POST") == 0;
 
     if (!exchange) {
-        request->reply = (struct http_reply){.status = 503, .content_type = "application/json", .body = no_memory,
-                                             .size = sizeof no_memory - 1, .body_is_static = true, .retry_after_s = 1};
+        exchange_reply_no_memory(&request->reply);
         return;
     }
     request->user = exchange;
@@ -140,7 +138,8 @@ void routes_begin(void *arg, struct http_request *request)
         return;
     }
     if (exchange->route == ROUTE_OTHER) {
-        exchange_fail(exchange, API_UNKNOWN_ROUTE, "there is nothing at this path: GET /openapi.json describes the routes");
+        exchange_fail(exchange, API_UNKNOWN_ROUTE,
+                      "there is nothing at this path: GET /openapi.json describes the routes");
         return;
     }
     allow = entry->post ? "POST, OPTIONS" : "GET, HEAD, OPTIONS";
@@ -206,8 +205,8 @@ void routes_done(void *arg, struct http_request *request)
         line.inference_ms = clock_ms(exchange->timing.inference_ns);
         line.total_ms = clock_ms(exchange->timing.total_ns);
     }
-    metrics_count_request(&app->metrics, exchange ? exchange->route : ROUTE_OTHER, status, request->bytes_in, line.bytes_out,
-                          duration_ns);
+    metrics_count_request(&app->metrics, exchange ? exchange->route : ROUTE_OTHER, status, request->bytes_in,
+                          line.bytes_out, duration_ns);
     log_request(status == 500 ? LOG_LEVEL_ERROR : LOG_LEVEL_INFO, &line);
     exchange_free(exchange);
     request->user = NULL;
@@ -358,8 +357,8 @@ static void write_model_info(const struct app *app, FILE *out)
         const struct kernels *kernels = model_kernels(app->models[i]);
         (void)fputs("resnetd_model_info{model=\"", out);
         metrics_write_label(out, model_name(app->models[i]));
-        (void)fprintf(out, "\",kernels=\"%s\",precision=\"%s\",weights_sha256=\"%s\"} 1\n", kernels->name, kernels->precision,
-                      model_weights_sha256(app->models[i]));
+        (void)fprintf(out, "\",kernels=\"%s\",precision=\"%s\",weights_sha256=\"%s\"} 1\n", kernels->name,
+                      kernels->precision, model_weights_sha256(app->models[i]));
     }
 }
 
@@ -384,7 +383,8 @@ static void answer_metrics(struct exchange *exchange)
                             (double)http_body_memory(app->http));
         metrics_write_gauge(out, "resnetd_ready", "1 while readiness succeeds.", NULL,
                             atomic_load(&app->state) == APP_SERVING);
-        metrics_write_gauge(out, "process_start_time_seconds", "Start of the process, Unix time.", NULL, app->start_time);
+        metrics_write_gauge(out, "process_start_time_seconds", "Start of the process, Unix time.", NULL,
+                            app->start_time);
         metrics_write_gauge(out, "resnetd_build_info", "The version.", "{version=\"" RESNETD_VERSION "\"}", 1);
         write_model_info(app, out);
     }
@@ -398,7 +398,8 @@ static void answer_openapi(struct exchange *exchange)
 
 static void answer_page(struct exchange *exchange)
 {
-    reply_static(exchange, "text/html; charset=utf-8", embed_page, (size_t)(embed_page_end - embed_page));
-    exchange->request->reply.policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-                                  "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'";
+    reply_static(exchange, "text/html; charset=utf-8", embed_page, embed_page_size);
+    exchange->request->reply.policy =
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+        "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'";
 }

@@ -58,7 +58,8 @@ static enum rn_status open_models(struct app *app, struct rn_error *error)
         model = app->models[app->model_count++];
         for (int j = 0; j < i; j++)
             if (strcmp(model_name(app->models[j]), model_name(model)) == 0)
-                return rn_fail(error, RN_ERR_CONFIG, "two models are called \"%s\": give one another \"name\"", model_name(model));
+                return rn_fail(error, RN_ERR_CONFIG, "two models are called \"%s\": give one another \"name\"",
+                               model_name(model));
         log_write(LOG_LEVEL_INFO, "model %s: %d classes, %.1f million parameters, weights %s (%s)%s", model_name(model),
                   model_network(model)->classes, (double)model_parameters(model) / 1e6, model_weights_path(model),
                   model_weights_format(model), i == 0 ? ", the default" : "");
@@ -72,7 +73,7 @@ static enum rn_status open_models(struct app *app, struct rn_error *error)
 static enum rn_status make_openapi(struct app *app, struct rn_error *error)
 {
     static const char mark[] = "@VERSION@";
-    const size_t size = (size_t)(embed_openapi_end - embed_openapi);
+    const size_t size = embed_openapi_size;
     const char *at = memmem(embed_openapi, size, mark, sizeof mark - 1);
     size_t before;
 
@@ -133,7 +134,10 @@ static int wait_signal(int ms)
 
     for (;;) {
         const uint64_t now = clock_now_ns();
-        if (poll(&readable, 1, ms < 0 ? -1 : now >= until ? 0 : (int)((until - now + 999999) / 1000000)) > 0 &&
+        if (poll(&readable, 1,
+                 ms < 0         ? -1
+                 : now >= until ? 0
+                                : (int)((until - now + 999999) / 1000000)) > 0 &&
             read(signal_pipe[0], &byte, 1) == 1)
             return byte;
         if (ms >= 0 && clock_now_ns() >= until)

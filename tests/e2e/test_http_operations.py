@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import requests
 
-from conftest import BINARY, ROOT, error_of, image_bytes, post, read_reply
+from conftest import BINARY, ROOT, error_of, post, read_reply
 
 GET_ROUTES = ["/", "/v1/models", "/v1/models/{name}", "/v1/models/{name}/summary", "/healthz/live", "/healthz/ready",
               "/metrics", "/openapi.json"]

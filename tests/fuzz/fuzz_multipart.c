@@ -12,7 +12,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 /* Whether a slice that the parser handed out lies between data and end. */
 static bool inside(const void *at, size_t length, const uint8_t *data, const uint8_t *end)
 {
-    return !at || ((const uint8_t *)at >= data && (const uint8_t *)at <= end && length <= (size_t)(end - (const uint8_t *)at));
+    return !at ||
+           ((const uint8_t *)at >= data && (const uint8_t *)at <= end && length <= (size_t)(end - (const uint8_t *)at));
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -37,8 +38,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     while (status == RN_OK && more) {
         status = multipart_next(&multipart, &part, &more, &error);
         if (status == RN_OK && more &&
-            (!part.name || !inside(part.name, part.name_length, data, end) || !inside(part.data, part.size, data, end) ||
-             !inside(part.filename, part.filename_length, data, end) ||
+            (!part.name || !inside(part.name, part.name_length, data, end) ||
+             !inside(part.data, part.size, data, end) || !inside(part.filename, part.filename_length, data, end) ||
              !inside(part.content_type, part.content_type_length, data, end)))
             abort();
     }

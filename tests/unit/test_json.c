@@ -45,7 +45,8 @@ static void structure(void **state)
     json_close(&json, '}');
     json_bool(&json, "no", false);
     json_close(&json, '}');
-    expect(&json, "{\"empty\": [], \"list\": [-5,\n   18446744073709551615, true],\n \"in\": {\"a\": \"b\"}, \"no\": false}");
+    expect(&json,
+           "{\"empty\": [], \"list\": [-5,\n   18446744073709551615, true],\n \"in\": {\"a\": \"b\"}, \"no\": false}");
 }
 
 static void numbers(void **state)
@@ -85,10 +86,10 @@ static void text_is_escaped(void **state)
     ESCAPED("\n\t\0\x1f\x7f", "\"\\u000a\\u0009\\u0000\\u001f\\u007f\"");
     ESCAPED("\xc3\xa9 \xe7\x8c\xab \xf0\x9f\x90\x88", "\"\xc3\xa9 \xe7\x8c\xab \xf0\x9f\x90\x88\"");
     ESCAPED("\xff|\xc3|\x80", "\"\xef\xbf\xbd|\xef\xbf\xbd|\xef\xbf\xbd\"");
-    ESCAPED("\xc0\xaf", "\"\xef\xbf\xbd\xef\xbf\xbd\"");                         /* overlong */
-    ESCAPED("\xe0\x80\xaf", "\"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\"");         /* overlong */
-    ESCAPED("\xed\xa0\x80", "\"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\"");         /* a surrogate */
-    ESCAPED("\xf4\x8f\xbf\xbf", "\"\xf4\x8f\xbf\xbf\"");                         /* U+10FFFF */
+    ESCAPED("\xc0\xaf", "\"\xef\xbf\xbd\xef\xbf\xbd\"");                 /* overlong */
+    ESCAPED("\xe0\x80\xaf", "\"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\""); /* overlong */
+    ESCAPED("\xed\xa0\x80", "\"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\""); /* a surrogate */
+    ESCAPED("\xf4\x8f\xbf\xbf", "\"\xf4\x8f\xbf\xbf\"");                 /* U+10FFFF */
     ESCAPED("\xf4\x90\x80\x80", "\"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\"");
     ESCAPED("\xe7\x8c", "\"\xef\xbf\xbd\xef\xbf\xbd\""); /* cut off */
 #undef ESCAPED

@@ -72,7 +72,7 @@ static void histograms_are_cumulative(void **state)
     struct metrics metrics = {.routes = routes, .route_count = 2};
     char *text;
 
-    metrics_observe(&metrics, STAGE_DECODE, 100000);      /* on a bound: inside */
+    metrics_observe(&metrics, STAGE_DECODE, 100000); /* on a bound: inside */
     metrics_observe(&metrics, STAGE_DECODE, 100001);
     metrics_observe(&metrics, STAGE_DECODE, 3000000);
     metrics_observe(&metrics, STAGE_DECODE, 60000000000); /* past the last bound */

@@ -68,7 +68,8 @@ static void which_types_are_forms(void **state)
     (void)state;
     static const char *const forms[] = {"multipart/form-data", " multipart/form-data", "Multipart/Form-Data;boundary=x",
                                         "multipart/form-data ; boundary=x"};
-    static const char *const others[] = {"", "multipart/form-datax", "multipart/mixed; boundary=x", "image/jpeg", "multipart/form"};
+    static const char *const others[] = {"", "multipart/form-datax", "multipart/mixed; boundary=x", "image/jpeg",
+                                         "multipart/form"};
 
     for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++)
         assert_true(multipart_is_form(forms[i]));
@@ -80,12 +81,19 @@ static void which_types_are_forms(void **state)
 static void boundaries(void **state)
 {
     (void)state;
-    static const char *const good[] = {
-        "multipart/form-data; boundary=B", "multipart/form-data;charset=utf-8;  BOUNDARY = \"B\" ;", "multipart/form-data; a=\"x;boundary=C\"; boundary=B"};
+    static const char *const good[] = {"multipart/form-data; boundary=B",
+                                       "multipart/form-data;charset=utf-8;  BOUNDARY = \"B\" ;",
+                                       "multipart/form-data; a=\"x;boundary=C\"; boundary=B"};
     static const char *const bad[] = {
-        "multipart/form-data", "multipart/form-data;", "multipart/form-data; boundary", "multipart/form-data; boundary=",
-        "multipart/form-data; boundary=\"\"", "multipart/form-data; boundary=\"B", "multipart/form-data; =B",
-        "multipart/form-data; boundary=B; boundary=B", "multipart/form-data; boundary=B x",
+        "multipart/form-data",
+        "multipart/form-data;",
+        "multipart/form-data; boundary",
+        "multipart/form-data; boundary=",
+        "multipart/form-data; boundary=\"\"",
+        "multipart/form-data; boundary=\"B",
+        "multipart/form-data; =B",
+        "multipart/form-data; boundary=B; boundary=B",
+        "multipart/form-data; boundary=B x",
         "multipart/form-data; boundary=BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB"};
     static const char body[] = "--B--";
     struct multipart multipart;
@@ -114,8 +122,9 @@ static enum rn_status walk(const uint8_t *body, size_t size)
 static void every_cut_is_refused(void **state)
 {
     (void)state;
-    static const char body[] = "--B\r\nContent-Disposition: form-data; name=\"a\"; filename=\"b\"\r\n\r\ndata\r\n--B\r\n"
-                               "Content-Disposition: form-data; name=\"c\"\r\nContent-Type: text/plain\r\n\r\n\r\n--B--";
+    static const char body[] =
+        "--B\r\nContent-Disposition: form-data; name=\"a\"; filename=\"b\"\r\n\r\ndata\r\n--B\r\n"
+        "Content-Disposition: form-data; name=\"c\"\r\nContent-Type: text/plain\r\n\r\n\r\n--B--";
     const size_t size = sizeof body - 1;
 
     for (size_t cut = 0; cut <= size; cut++) {
@@ -131,7 +140,14 @@ static void malformed(void **state)
 {
     (void)state;
     static const char *const bad[] = {
-        "", "\r\n", "nothing", "--C--", "--B", "--Bx--", "--B-", "--B\r\n\r\ndata\r\n--B--",
+        "",
+        "\r\n",
+        "nothing",
+        "--C--",
+        "--B",
+        "--Bx--",
+        "--B-",
+        "--B\r\n\r\ndata\r\n--B--",
         "--B\r\nContent-Disposition: attachment; name=a\r\n\r\n\r\n--B--",
         "--B\r\nContent-Disposition: form-data\r\n\r\n\r\n--B--",
         "--B\r\nContent-Disposition: form-data; name\r\n\r\n\r\n--B--",
@@ -153,10 +169,8 @@ static void malformed(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(parts),
-        cmocka_unit_test(which_types_are_forms),
-        cmocka_unit_test(boundaries),
-        cmocka_unit_test(every_cut_is_refused),
+        cmocka_unit_test(parts),      cmocka_unit_test(which_types_are_forms),
+        cmocka_unit_test(boundaries), cmocka_unit_test(every_cut_is_refused),
         cmocka_unit_test(malformed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

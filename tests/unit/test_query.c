@@ -79,7 +79,8 @@ static void refused_names(void **state)
 static void refused_values(void **state)
 {
     (void)state;
-    static const char *const bad[] = {"0", "101", "-1", "+1", " 1", "1 ", "1.0", "0x1", "", "one", "1000000000", "99999999999999999999"};
+    static const char *const bad[] = {"0",   "101", "-1", "+1",  " 1",         "1 ",
+                                      "1.0", "0x1", "",   "one", "1000000000", "99999999999999999999"};
 
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         struct query query = some();
