@@ -124,6 +124,17 @@ static enum rn_status load_labels(struct model *model, const char *path, struct 
     return RN_OK;
 }
 
+/* Say which of several models an error is about. */
+static enum rn_status name_model(const char *name, enum rn_status status, struct rn_error *error)
+{
+    struct rn_error reason;
+
+    if (!name || !error)
+        return status;
+    reason = *error;
+    return rn_fail(error, status, "model %s: %s", name, reason.text);
+}
+
 enum rn_status model_open(const struct model_options *options, struct model **out, struct rn_error *error)
 {
     struct model *model = calloc(1, sizeof *model);
@@ -156,6 +167,7 @@ enum rn_status model_open(const struct model_options *options, struct model **ou
     *out = model;
     return RN_OK;
 fail:
+    status = name_model(model->name ? model->name : options->name, status, error);
     model_close(model);
     return status;
 }

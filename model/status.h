@@ -38,7 +38,7 @@ enum rn_status {
 
 struct rn_error {
     enum rn_status code;
-    char text[240]; /* one sentence, without a full stop, NUL-terminated; may be cut */
+    char text[320]; /* one sentence, without a full stop, NUL-terminated; may be cut */
 };
 
 /* Fill `error` (may be NULL) and return `code`, so that a failing function can `return rn_fail(...)`.
