@@ -262,7 +262,7 @@ lint: deps-lint
 	$(TALLY_RUN) check gcc-analyzer $(MAKE) --no-print-directory VARIANT=analyzer CFLAGS='-O1 -fanalyzer' \
 	  WARNINGS='-Werror $(NOT_ANALYZED)' objects || status=1; \
 	$(TALLY_RUN) check shellcheck shellcheck $(SHELL_FILES) || status=1; \
-	$(TALLY_RUN) check python $(PYTHON) -m pyflakes $(wildcard tests/*.py tests/*/*.py) || status=1; \
+	$(TALLY_RUN) check python $(PYTHON) -m flake8 --select=F,E9 --exclude=node_modules tests || status=1; \
 	$(TALLY_RUN) total; exit $$status
 
 .PHONY: objects thread-run

@@ -56,7 +56,7 @@ for group in "$@"; do
         program clang-format clang-format
         program cppcheck cppcheck
         program shellcheck shellcheck
-        package python3-pyflakes
+        package python3-flake8
         ;;
     fuzz)
         program clang clang
