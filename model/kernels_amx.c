@@ -302,8 +302,9 @@ static void amx_plan(const struct conv *conv, const struct conv_geometry *g, int
                          : weights > HEAVY_WEIGHT_BYTES ? HEAVY_STRIP_BYTES
                                                         : STRIP_BYTES;
 
+    /* Threads share out the rows, so that each finds what it wrote itself, unless the weights are much larger. */
     int strips = min_int(most, (int)((input + limit - 1) / limit));
-    if (weights <= input && whole.images * strips % threads != 0)
+    if (weights <= 2 * input && whole.images * strips % threads != 0)
         strips = min_int(most, strips + threads - strips % threads);
     const int rows = min_int(whole.rows, ceil_div(most, strips) * unit);
     strips = ceil_div(whole.rows, rows);
