@@ -279,20 +279,21 @@ static struct model_plan *find_plan(struct model *model, int n, int height, int 
     return NULL;
 }
 
-/* Let go of the least recently used plan that nobody holds. */
-static void evict_plan(struct model *model)
+/* Let go of the least recently used plan that nobody holds; false when all are held. */
+static bool evict_plan(struct model *model)
 {
-    struct model_plan **oldest = NULL;
+    struct model_plan **oldest = NULL, *plan;
 
     for (struct model_plan **at = &model->plans; *at; at = &(*at)->next)
         if ((*at)->references == 1 && (!oldest || (*at)->last_use < (*oldest)->last_use))
             oldest = at;
-    if (oldest) {
-        struct model_plan *plan = *oldest;
-        *oldest = plan->next;
-        model->plan_count--;
-        plan_destroy(plan);
-    }
+    if (!oldest)
+        return false;
+    plan = *oldest;
+    *oldest = plan->next;
+    model->plan_count--;
+    plan_destroy(plan);
+    return true;
 }
 
 enum rn_status model_plan_acquire(struct model *model, int n, int height, int width, const struct model_plan **out,
@@ -305,8 +306,8 @@ enum rn_status model_plan_acquire(struct model *model, int n, int height, int wi
     (void)pthread_mutex_lock(&model->lock);
     plan = find_plan(model, n, height, width);
     if (!plan && !(status = plan_create(model, n, height, width, &plan, error))) {
-        if (model->plan_count >= CACHED_PLANS)
-            evict_plan(model);
+        while (model->plan_count >= CACHED_PLANS && evict_plan(model))
+            continue;
         plan->references = 1;
         plan->next = model->plans;
         model->plans = plan;
