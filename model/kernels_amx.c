@@ -174,8 +174,9 @@ enum { HEAVY_WEIGHT_BYTES = 1024 * 1024 };
  * may be for that; bytes of a block that stays there while tiles pass by. */
 enum { GROUP_BYTES = 24 * 1024, GROUPED_WEIGHT_BYTES = 640 * 1024, STAYING_BYTES = 15 * 1024 };
 
-/* Bytes of output that are not expected in the second-level cache. */
-enum { COLD_BYTES = 384 * 1024 };
+/* Bytes of output that are not expected in the second-level cache; of one that takes the place of its residual,
+ * which has been read not long ago. */
+enum { COLD_BYTES = 384 * 1024, COLD_RESIDUAL_BYTES = 4096 * 1024 };
 
 /* Bytes of the next convolution's weights that are fetched ahead of it. */
 enum { HEAD_BYTES = 384 * 1024 };
@@ -562,9 +563,19 @@ static void fetch_advance(struct fetch *f)
         f->lines = 0;
 }
 
-/* What becomes of finished sums. A large output that replaces no residual is not in the caches: its lines are asked
- * for one block of tiles ahead. */
-enum ending { ENDING_PLAIN, ENDING_RESIDUAL, ENDING_COLD, ENDING_COUNT };
+/* What becomes of finished sums. The lines of an output that is not expected in the caches are asked for one block
+ * of tiles ahead. */
+enum ending { ENDING_PLAIN, ENDING_RESIDUAL, ENDING_COLD, ENDING_COLD_RESIDUAL, ENDING_COUNT };
+
+static bool ending_adds(enum ending ending)
+{
+    return ending == ENDING_RESIDUAL || ending == ENDING_COLD_RESIDUAL;
+}
+
+static bool ending_asks(enum ending ending)
+{
+    return ending == ENDING_COLD || ending == ENDING_COLD_RESIDUAL;
+}
 
 /* What one call multiplies: pixel tiles at a0 and a1 by the 32 channels at b. */
 struct operands {
@@ -616,8 +627,8 @@ ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const bool s
                 _mm_prefetch(next + i * LINE, _MM_HINT_T1);
             next += lines * LINE;
             for (int end = min_int(p.rows, row + j.share); row < end; row++)
-                finish_row(&j, &p, row, ending == ENDING_RESIDUAL);
-            if (ending == ENDING_COLD)
+                finish_row(&j, &p, row, ending_adds(ending));
+            if (ending_asks(ending))
                 for (int end = min_int(u.rows, asked + j.share); asked < end; asked++)
                     prefetch_for_writing(u.out + (size_t)max_int(0, u.pixel[asked]) * j.out_stride);
         }
@@ -642,22 +653,26 @@ typedef void multiply_function(const struct job *job, const struct operands *o, 
 MULTIPLY(multiply_1, 1, false, ENDING_PLAIN)
 MULTIPLY(multiply_1_residual, 1, false, ENDING_RESIDUAL)
 MULTIPLY(multiply_1_cold, 1, false, ENDING_COLD)
+MULTIPLY(multiply_1_cold_residual, 1, false, ENDING_COLD_RESIDUAL)
 MULTIPLY(multiply_1_stream, 1, true, ENDING_PLAIN)
 MULTIPLY(multiply_1_stream_residual, 1, true, ENDING_RESIDUAL)
 MULTIPLY(multiply_1_stream_cold, 1, true, ENDING_COLD)
+MULTIPLY(multiply_1_stream_cold_residual, 1, true, ENDING_COLD_RESIDUAL)
 MULTIPLY(multiply_2, 2, false, ENDING_PLAIN)
 MULTIPLY(multiply_2_residual, 2, false, ENDING_RESIDUAL)
 MULTIPLY(multiply_2_cold, 2, false, ENDING_COLD)
+MULTIPLY(multiply_2_cold_residual, 2, false, ENDING_COLD_RESIDUAL)
 MULTIPLY(multiply_2_stream, 2, true, ENDING_PLAIN)
 MULTIPLY(multiply_2_stream_residual, 2, true, ENDING_RESIDUAL)
 MULTIPLY(multiply_2_stream_cold, 2, true, ENDING_COLD)
+MULTIPLY(multiply_2_stream_cold_residual, 2, true, ENDING_COLD_RESIDUAL)
 
 /* By [pixel tiles - 1][stream][ending]. */
 static multiply_function *const multiply_functions[2][2][ENDING_COUNT] = {
-    {{multiply_1, multiply_1_residual, multiply_1_cold},
-     {multiply_1_stream, multiply_1_stream_residual, multiply_1_stream_cold}},
-    {{multiply_2, multiply_2_residual, multiply_2_cold},
-     {multiply_2_stream, multiply_2_stream_residual, multiply_2_stream_cold}},
+    {{multiply_1, multiply_1_residual, multiply_1_cold, multiply_1_cold_residual},
+     {multiply_1_stream, multiply_1_stream_residual, multiply_1_stream_cold, multiply_1_stream_cold_residual}},
+    {{multiply_2, multiply_2_residual, multiply_2_cold, multiply_2_cold_residual},
+     {multiply_2_stream, multiply_2_stream_residual, multiply_2_stream_cold, multiply_2_stream_cold_residual}},
 };
 
 static void amx_run(const struct conv *conv, const struct conv_geometry *g, const struct conv_work *work,
@@ -723,7 +738,9 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
         then_bytes, pairs * f.chunks * f.taps * (end_block - first_block));
 
     const size_t output_bytes = (size_t)v.images * (size_t)v.rows * (size_t)v.width * job.out_stride;
-    const enum ending ending = residual ? ENDING_RESIDUAL : output_bytes >= COLD_BYTES ? ENDING_COLD : ENDING_PLAIN;
+    const bool cold = output_bytes >= (residual ? COLD_RESIDUAL_BYTES : COLD_BYTES);
+    const enum ending ending = residual ? (cold ? ENDING_COLD_RESIDUAL : ENDING_RESIDUAL)
+                                        : (cold ? ENDING_COLD : ENDING_PLAIN);
     struct pending pending = {0};
     int slot = 0;
     tiles_configure(v.m);

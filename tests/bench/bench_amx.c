@@ -127,8 +127,10 @@ static void add_conv(int threads, const char *name, int in, int out, int kernel,
     packed_total += o->kernel->packed_bytes(&o->conv);
     free(bias);
     free(weight);
-    o->buffers = (struct conv_buffers){activations[from], packed, residual < 0 ? NULL : activations[residual],
-                                       activations[to]};
+    o->buffers = (struct conv_buffers){.input = activations[from],
+                                       .packed = packed,
+                                       .residual = residual < 0 ? NULL : activations[residual],
+                                       .output = activations[to]};
 }
 
 static void add_pool(const char *name, void (*run)(const struct pool *, int), const struct pool_params *params,
