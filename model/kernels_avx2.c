@@ -10,7 +10,7 @@
 
 enum { LANES = 8, BLOCK_ROWS = 6, BLOCK_VECTORS = 2 };
 #define BLOCK_ROW_LIST(X) X(0) X(1) X(2) X(3) X(4) X(5)
-#define TABLE "avx2"
+#define TABLE             "avx2"
 
 typedef __m256 vec;
 typedef __m256i vec_mask;

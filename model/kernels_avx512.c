@@ -10,7 +10,7 @@
 
 enum { LANES = 16, BLOCK_ROWS = 12, BLOCK_VECTORS = 2 };
 #define BLOCK_ROW_LIST(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
-#define TABLE "avx512"
+#define TABLE             "avx512"
 
 typedef __m512 vec;
 typedef __mmask16 vec_mask;
@@ -87,8 +87,8 @@ static inline vec v_fnma(vec a, vec b, vec c)
 static bool simd_available(char *why, size_t why_size)
 {
     __builtin_cpu_init(); /* asks XGETBV too: a feature whose registers the system does not save is absent */
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
         return true;
     if (why)
         snprintf(why, why_size, "the CPU or the operating system has no AVX-512 (F, BW, DQ, VL)");

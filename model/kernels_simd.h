@@ -50,15 +50,15 @@ static inline int part_start(int count, int parts, int part)
 struct block {
     const float *const *rows; /* [taps][BLOCK_ROWS], `depth` floats each */
     int taps, depth;
-    const float *weights;     /* [taps * depth][vectors * LANES] */
-    const float *fetch;       /* what will be read soon: `fetch_lines` cache lines are fetched in every step */
+    const float *weights; /* [taps * depth][vectors * LANES] */
+    const float *fetch;   /* what will be read soon: `fetch_lines` cache lines are fetched in every step */
     int fetch_lines;
-    const float *bias;        /* [vectors * LANES] */
-    const float *residual;    /* as `out`; NULL for none */
-    float *out;               /* rows are `stride` floats apart */
+    const float *bias;     /* [vectors * LANES] */
+    const float *residual; /* as `out`; NULL for none */
+    float *out;            /* rows are `stride` floats apart */
     size_t stride;
-    int tail;                 /* channels in the last vector when it is not full, else 0 */
-    float floor;              /* 0 for ReLU, -INFINITY for none */
+    int tail;    /* channels in the last vector when it is not full, else 0 */
+    float floor; /* 0 for ReLU, -INFINITY for none */
 };
 
 /* The accumulators are named variables, not an array, so that they live in registers at any optimisation. The
@@ -80,7 +80,7 @@ struct block {
     if (rows > i) {                                                                                                    \
         const float *r = residual + i * stride;                                                                        \
         const float *last = r + (vectors - 1) * LANES;                                                                 \
-        const vec last_residual = tail ? v_load_masked(last, mask) : v_load(last);                                  \
+        const vec last_residual = tail ? v_load_masked(last, mask) : v_load(last);                                     \
         x##i = v_add(x##i, vectors > 1 ? v_load(r) : last_residual);                                                   \
         y##i = v_add(y##i, last_residual);                                                                             \
     }
@@ -384,8 +384,11 @@ static void gemm_run_panels(const struct conv *conv, const struct conv_geometry 
     const bool pointwise = p->groups == 1 && is_pointwise(p);
     const float *packed = buffers->packed;
     const size_t depth = (size_t)taps * (size_t)group_in, group_width = panels_width(group_out);
-    struct block t = {.rows = (const float *const *)pointers, .taps = taps, .depth = group_in,
-                      .stride = (size_t)p->out, .floor = conv->relu ? 0.0f : -INFINITY};
+    struct block t = {.rows = (const float *const *)pointers,
+                      .taps = taps,
+                      .depth = group_in,
+                      .stride = (size_t)p->out,
+                      .floor = conv->relu ? 0.0f : -INFINITY};
     for (int run = first_panel; run < end_panel; run += panel_run) {
         int left = blocks_in_task, block = 0; /* blocks have nearly equal rows */
         for (int64_t pixel = first_pixel; left > 0; left--, block++) {
@@ -400,13 +403,16 @@ static void gemm_run_panels(const struct conv *conv, const struct conv_geometry 
                 const size_t at = (size_t)pixel * (size_t)p->out + (size_t)(group * group_out + panel.first);
                 t.weights = weights + ((size_t)group * group_width + (size_t)panel.first) * depth;
                 /* The panel after this one: of this task, or of the one that this thread probably takes next. */
-                const int next = index + 1 < end_panel ? index + 1 : part_start(panels, panel_parts, task + work->tile[GEMM_THREADS]);
+                const int next = index + 1 < end_panel
+                                     ? index + 1
+                                     : part_start(panels, panel_parts, task + work->tile[GEMM_THREADS]);
                 if (panel_run == 1 && next < panels)
-                    block_fetch(&t, t.weights + (ptrdiff_t)(next - index) * PANEL * (ptrdiff_t)depth, panel_bytes, block,
-                                blocks_in_task);
+                    block_fetch(&t, t.weights + (ptrdiff_t)(next - index) * PANEL * (ptrdiff_t)depth, panel_bytes,
+                                block, blocks_in_task);
                 else if (pointwise && left > 1)
                     block_fetch(&t, (const float *)buffers->input + (size_t)(pixel + rows) * (size_t)p->in,
-                                (size_t)p->in * BLOCK_ROWS * sizeof(float), index - run, min_int(panel_run, end_panel - run));
+                                (size_t)p->in * BLOCK_ROWS * sizeof(float), index - run,
+                                min_int(panel_run, end_panel - run));
                 else
                     t.fetch_lines = 0;
                 t.bias = packed + (size_t)group * group_width + panel.first;
@@ -468,9 +474,9 @@ static void strip_plan(const struct conv *conv, const struct conv_geometry *g, i
     const int task_rows = max_int(4, (int)(STRIP_BYTES / step_bytes));
     const int parts = min_int(rows, max_int(threads == 1 ? 1 : 4 * threads, ceil_div(rows, task_rows)));
     const size_t strip_floats = strip_row_floats(p, g) * (size_t)strip_rows(p, ceil_div(rows, parts));
-    *work = (struct conv_work){
-        .tasks = parts,
-        .scratch_bytes = gemm_pointer_bytes(p->kernel[0]) + size_round_up(strip_floats * sizeof(float), KERNEL_ALIGNMENT)};
+    *work = (struct conv_work){.tasks = parts,
+                               .scratch_bytes = gemm_pointer_bytes(p->kernel[0]) +
+                                                size_round_up(strip_floats * sizeof(float), KERNEL_ALIGNMENT)};
     work->tile[STRIP_PARTS] = parts;
 }
 
@@ -504,8 +510,11 @@ static void strip_run(const struct conv *conv, const struct conv_geometry *g, co
     float *strip = (float *)((char *)scratch + gemm_pointer_bytes(taps));
     const float *packed = buffers->packed, *weights = packed + packed_bias_floats(p);
     assert(task >= 0 && task < work->tasks);
-    struct block t = {.rows = (const float *const *)pointers, .taps = taps, .depth = depth,
-                      .stride = (size_t)p->out, .floor = conv->relu ? 0.0f : -INFINITY};
+    struct block t = {.rows = (const float *const *)pointers,
+                      .taps = taps,
+                      .depth = depth,
+                      .stride = (size_t)p->out,
+                      .floor = conv->relu ? 0.0f : -INFINITY};
     int row = part_start(g->n * g->out_h, work->tile[STRIP_PARTS], task);
     while (row < end_row) {
         const int n = row / g->out_h, y0 = row % g->out_h, out_rows = min_int(end_row - row, g->out_h - y0);
@@ -526,7 +535,8 @@ static void strip_run(const struct conv *conv, const struct conv_geometry *g, co
             }
             for (int index = 0; index < ceil_div(p->out, PANEL); index++) {
                 const struct panel panel = panel_at(p->out, index);
-                const size_t at = ((size_t)row * (size_t)g->out_w + (size_t)pixel) * (size_t)p->out + (size_t)panel.first;
+                const size_t at =
+                    ((size_t)row * (size_t)g->out_w + (size_t)pixel) * (size_t)p->out + (size_t)panel.first;
                 t.weights = weights + (size_t)panel.first * (size_t)taps * (size_t)depth;
                 t.bias = packed + panel.first;
                 t.residual = conv->has_residual ? (const float *)buffers->residual + at : NULL;
@@ -617,7 +627,8 @@ static void simd_avg_pool(const struct pool *pool, int task)
     const int top = y * p->stride[0] - p->padding[0], bottom = min_int(top + p->kernel[0], pool->in_h + p->padding[0]);
     const int y0 = max_int(top, 0), y1 = min_int(bottom, pool->in_h);
     for (int x = 0; x < pool->out_w; x++, out += channels) {
-        const int left = x * p->stride[1] - p->padding[1], right = min_int(left + p->kernel[1], pool->in_w + p->padding[1]);
+        const int left = x * p->stride[1] - p->padding[1],
+                  right = min_int(left + p->kernel[1], pool->in_w + p->padding[1]);
         const int x0 = max_int(left, 0), x1 = min_int(right, pool->in_w);
         const int divisor = p->divisor_override    ? p->divisor_override
                             : p->count_include_pad ? (bottom - top) * (right - left)
@@ -634,7 +645,8 @@ static void simd_adaptive_avg_pool(const struct pool *pool, int task)
     float *out = (float *)pool->output + (size_t)task * (size_t)pool->out_w * channels;
     const int y0 = adaptive_bin_begin(y, pool->in_h, pool->out_h), y1 = adaptive_bin_end(y, pool->in_h, pool->out_h);
     for (int x = 0; x < pool->out_w; x++, out += channels) {
-        const int x0 = adaptive_bin_begin(x, pool->in_w, pool->out_w), x1 = adaptive_bin_end(x, pool->in_w, pool->out_w);
+        const int x0 = adaptive_bin_begin(x, pool->in_w, pool->out_w),
+                  x1 = adaptive_bin_end(x, pool->in_w, pool->out_w);
         average_window(image, pool->in_w, channels, y0, y1, x0, x1, (float)((y1 - y0) * (x1 - x0)), out);
     }
 }

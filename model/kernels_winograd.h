@@ -15,10 +15,10 @@
  * F(2x2) 0, +-1 and infinity. */
 
 enum {
-    WINOGRAD_FORM = 7,    /* in conv_work.tile: 4, 3, 2, or 0 for gemm_conv, whose numbers are the first ones */
+    WINOGRAD_FORM = 7, /* in conv_work.tile: 4, 3, 2, or 0 for gemm_conv, whose numbers are the first ones */
     WINOGRAD_TILE_PARTS = 0,
     WINOGRAD_PANEL_PARTS,
-    WINOGRAD_BLOCK_TILES, /* tiles that are transformed together */
+    WINOGRAD_BLOCK_TILES,              /* tiles that are transformed together */
     WINOGRAD_INPUT_BYTES = 512 * 1024, /* of transformed tiles; twice that where the weights come from memory anyway */
     WINOGRAD_CACHED_BYTES = 3 * 1024 * 1024,
 };
@@ -95,7 +95,8 @@ ALWAYS_INLINE void winograd2_weight(vec g0, vec g1, vec g2, float *out, size_t s
 /* m + 2 products, `step` floats apart, to m outputs. */
 ALWAYS_INLINE void winograd4_output(const float *in, size_t step, vec out[4])
 {
-    const vec m1 = v_load(in + step), m2 = v_load(in + 2 * step), m3 = v_load(in + 3 * step), m4 = v_load(in + 4 * step);
+    const vec m1 = v_load(in + step), m2 = v_load(in + 2 * step), m3 = v_load(in + 3 * step),
+              m4 = v_load(in + 4 * step);
     const vec even_a = v_add(m1, m2), odd_a = v_sub(m1, m2), even_b = v_add(m3, m4), odd_b = v_sub(m3, m4);
     out[0] = v_add(v_add(v_load(in), even_a), even_b);
     out[1] = v_fma(v_set(root), odd_b, v_mul(v_set(root / 2), odd_a));
@@ -126,7 +127,7 @@ ALWAYS_INLINE void winograd_input_tile(const int m, const float *const *pixels, 
 {
     enum { MAX_SIDE = 6 };
     _Alignas(64) float half[MAX_SIDE * MAX_SIDE * LANES];
-#define AT(i, j) v_load(pixels[(i) * (m + 2) + (j)] + channel)
+#define AT(i, j)   v_load(pixels[(i) * (m + 2) + (j)] + channel)
 #define HALF(i, j) v_load(half + ((i) * (m + 2) + (j)) * LANES)
 #pragma GCC unroll 1
     for (int j = 0; j < m + 2; j++) {
@@ -223,7 +224,7 @@ static inline bool winograd_has(const struct conv_params *p, int m)
 {
     const int64_t size = (int64_t)p->in * p->out;
     const bool large = size > 256 * 512;
-    return m == 4 ? !large : m == 3 ? !large && size >= 128 * 128 : m != 1 && large;
+    return m == 4 ? !large : m == 3 ? !large && size >= 128 * 128 : m == 2 ? large : m == 0 && size >= 128 * 128;
 }
 
 /* Floats of one form, 0 if it is not packed. */
@@ -298,7 +299,8 @@ static void winograd_pack(const struct conv *conv, const float *weight, const fl
         for (int c = 0; c < p->in; c++) {
             for (int o = 0; o < valid; o++)
                 for (int tap = 0; tap < 9; tap++)
-                    filter[tap * LANES + o] = weight[((size_t)(first + o) * (size_t)p->in + (size_t)c) * 9 + (size_t)tap];
+                    filter[tap * LANES + o] =
+                        weight[((size_t)(first + o) * (size_t)p->in + (size_t)c) * 9 + (size_t)tap];
             const size_t at = (size_t)c * width + (size_t)(first - panel.first);
             for (int m = 2; m <= 4; m++)
                 if (winograd_has(p, m))
@@ -386,9 +388,10 @@ static void winograd_plan(const struct conv *conv, const struct conv_geometry *g
     work->tile[WINOGRAD_TILE_PARTS] = (int)tile_parts;
     work->tile[WINOGRAD_PANEL_PARTS] = panel_parts;
     work->tile[WINOGRAD_BLOCK_TILES] = block_tiles;
-    work->scratch_bytes = winograd_pointer_bytes(products, block_tiles) +
-                          (winograd_zero_floats(p) +
-                           (size_t)products * (size_t)block_tiles * (winograd_depth(p) + PANEL)) * sizeof(float);
+    work->scratch_bytes =
+        winograd_pointer_bytes(products, block_tiles) +
+        (winograd_zero_floats(p) + (size_t)products * (size_t)block_tiles * (winograd_depth(p) + PANEL)) *
+            sizeof(float);
 }
 
 /* ---- running ---- */
@@ -401,7 +404,8 @@ static inline struct winograd_place winograd_place(const struct conv_geometry *g
 {
     const int across = ceil_div(g->out_w, m), down = ceil_div(g->out_h, m);
     const int in_image = (int)(tile % ((int64_t)across * down));
-    return (struct winograd_place){(int)(tile / ((int64_t)across * down)), in_image / across * m, in_image % across * m};
+    return (struct winograd_place){(int)(tile / ((int64_t)across * down)), in_image / across * m,
+                                   in_image % across * m};
 }
 
 ALWAYS_INLINE void winograd_run_form(const int m, const struct conv *conv, const struct conv_geometry *g,
@@ -433,7 +437,8 @@ ALWAYS_INLINE void winograd_run_form(const int m, const struct conv *conv, const
                 const int y = at.y - p->padding[0] + dy, x = at.x - p->padding[1] + dx;
                 const bool inside = y >= 0 && y < g->in_h && x >= 0 && x < g->in_w;
                 pixels[dy * (m + 2) + dx] =
-                    inside ? (const float *)buffers->input + (((ptrdiff_t)at.n * g->in_h + y) * g->in_w + x) * p->in : zeros;
+                    inside ? (const float *)buffers->input + (((ptrdiff_t)at.n * g->in_h + y) * g->in_w + x) * p->in
+                           : zeros;
             }
         }
         for (size_t c = 0; c < (size_t)p->in; c += LANES)
@@ -456,7 +461,8 @@ ALWAYS_INLINE void winograd_run_form(const int m, const struct conv *conv, const
             for (int i = 0; left > 0; left--, block++) {
                 const int rows = ceil_div(count - i, left);
                 t.rows = pointers + product * count + i;
-                block_fetch(&t, t.weights + (size_t)p->in * width, (size_t)p->in * width * sizeof(float), block, blocks);
+                block_fetch(&t, t.weights + (size_t)p->in * width, (size_t)p->in * width * sizeof(float), block,
+                            blocks);
                 t.out = summed + (size_t)(i * products + product) * PANEL;
                 block_kernels[rows - 1][panel.vectors - 1](&t);
                 i += rows;
@@ -464,8 +470,9 @@ ALWAYS_INLINE void winograd_run_form(const int m, const struct conv *conv, const
         }
         for (int i = 0; i < count; i++) {
             const struct winograd_place at = winograd_place(g, m, first + i);
-            const size_t offset = (((size_t)at.n * (size_t)g->out_h + (size_t)at.y) * (size_t)g->out_w + (size_t)at.x) *
-                                      (size_t)p->out + (size_t)panel.first;
+            const size_t offset =
+                (((size_t)at.n * (size_t)g->out_h + (size_t)at.y) * (size_t)g->out_w + (size_t)at.x) * (size_t)p->out +
+                (size_t)panel.first;
             for (int v = 0; v < panel.vectors; v++) {
                 const size_t channel = offset + (size_t)v * LANES;
                 const struct winograd_target target = {
@@ -494,8 +501,8 @@ static void winograd_run(const struct conv *conv, const struct conv_geometry *g,
     else if (work->tile[WINOGRAD_FORM] == 2)
         winograd_run_form(2, conv, g, work, buffers, task, scratch);
     else
-        gemm_run_panels(conv, g, work, buffers, (const float *)buffers->packed + winograd_form_offset(&conv->params, 0), task,
-                        scratch);
+        gemm_run_panels(conv, g, work, buffers, (const float *)buffers->packed + winograd_form_offset(&conv->params, 0),
+                        task, scratch);
 }
 
 static const struct conv_kernel winograd_3x3 = {

@@ -62,15 +62,15 @@ static void fill(float *values, size_t count, float scale)
 
 enum { PEAK_ROUNDS = 400000, PEAK_CHAINS = 10 };
 
-#define PEAK_STEP(i) c##i = FMA(i % 2 ? x : y, z, c##i);
-#define PEAK_LIST(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9)
+#define PEAK_STEP(i)    c##i = FMA(i % 2 ? x : y, z, c##i);
+#define PEAK_LIST(X)    X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9)
 #define PEAK_DECLARE(i) VEC c##i = LOAD(operands + i);
 
 __attribute__((target("avx512f"))) static void peak_avx512(const float *operands)
 {
-#define VEC __m512
+#define VEC  __m512
 #define LOAD _mm512_loadu_ps
-#define FMA _mm512_fmadd_ps
+#define FMA  _mm512_fmadd_ps
     const VEC x = LOAD(operands), y = LOAD(operands + 16), z = LOAD(operands + 32);
     PEAK_LIST(PEAK_DECLARE)
     for (int i = 0; i < PEAK_ROUNDS; i++) {
@@ -84,9 +84,9 @@ __attribute__((target("avx512f"))) static void peak_avx512(const float *operands
 
 __attribute__((target("avx2,fma"))) static void peak_avx2(const float *operands)
 {
-#define VEC __m256
+#define VEC  __m256
 #define LOAD _mm256_loadu_ps
-#define FMA _mm256_fmadd_ps
+#define FMA  _mm256_fmadd_ps
     const VEC x = LOAD(operands), y = LOAD(operands + 16), z = LOAD(operands + 32);
     PEAK_LIST(PEAK_DECLARE)
     for (int i = 0; i < PEAK_ROUNDS; i++) {
@@ -283,7 +283,8 @@ static size_t prepare(struct bench *b, size_t *packed_bytes)
         l->kernel->pack(&l->conv, weight, bias, l->packed);
         l->kernel->plan(&l->conv, &l->geometry, b->threads, &l->work);
         /* Blocks add in place, as the engine's layout has it. */
-        l->buffers = (struct conv_buffers){.input = reached, .packed = l->packed, .residual = l->conv.has_residual ? rotating[2] : NULL};
+        l->buffers = (struct conv_buffers){
+            .input = reached, .packed = l->packed, .residual = l->conv.has_residual ? rotating[2] : NULL};
         reached = l->conv.has_residual ? rotating[2] : reached == rotating[0] ? rotating[1] : rotating[0];
         l->buffers.output = reached;
         l->best_s = 1e9;
@@ -302,7 +303,8 @@ static void same_shape_best(struct bench *b, int i, double *best_s, int *count)
     *count = 0;
     for (int j = 0; j < b->count; j++) {
         const struct layer *o = &b->layers[j];
-        if (memcmp(&o->conv, &l->conv, sizeof l->conv) == 0 && memcmp(&o->geometry, &l->geometry, sizeof l->geometry) == 0) {
+        if (memcmp(&o->conv, &l->conv, sizeof l->conv) == 0 &&
+            memcmp(&o->geometry, &l->geometry, sizeof l->geometry) == 0) {
             if (j < i) {
                 *count = 0;
                 return;
@@ -331,7 +333,8 @@ static void print_layers(const struct bench *b, double peak)
         if (!count)
             continue;
         snprintf(shape, sizeof shape, "%dx%d %d->%d%s @%dx%d%s", p->kernel[0], p->kernel[1], p->in, p->out,
-                 p->stride[0] > 1 ? "/2" : "", l->geometry.out_h, l->geometry.out_w, l->conv.has_residual ? " +res" : "");
+                 p->stride[0] > 1 ? "/2" : "", l->geometry.out_h, l->geometry.out_w,
+                 l->conv.has_residual ? " +res" : "");
         printf("%-22s %-30s %-24s %5d %8.3f %9.1f %5.0f%%\n", l->name, shape, l->kernel->name, count,
                best_s / count * 1e3, l->flops * count / best_s * 1e-9,
                peak > 0 ? 100 * l->flops * count / best_s * 1e-9 / (peak * b->threads) : 0);
@@ -353,7 +356,8 @@ static int run(struct bench *b)
     size_t packed_bytes;
     double *peaks = allocate((size_t)b->passes * sizeof(double)), best_pass_s = 1e9;
     const size_t scratch = prepare(b, &packed_bytes);
-    if (team_create(b->threads, &team, &error) || team_reserve(team, scratch, &error) || team_start_helpers(team, &error)) {
+    if (team_create(b->threads, &team, &error) || team_reserve(team, scratch, &error) ||
+        team_start_helpers(team, &error)) {
         fprintf(stderr, "bench_kernels: %s\n", error.text);
         team_destroy(team);
         return 1;
@@ -376,8 +380,8 @@ static int run(struct bench *b)
     team_destroy(team);
     qsort(peaks, (size_t)b->passes, sizeof *peaks, compare_doubles);
     const double peak = peaks[b->passes / 2];
-    printf("table %s, %d thread%s, %dx%d, packed %.1f MB, scratch %.0f KB, FMA peak %.1f GFLOP/s a core\n", b->table->name,
-           b->threads, b->threads > 1 ? "s" : "", b->height, b->width, (double)packed_bytes * 1e-6,
+    printf("table %s, %d thread%s, %dx%d, packed %.1f MB, scratch %.0f KB, FMA peak %.1f GFLOP/s a core\n",
+           b->table->name, b->threads, b->threads > 1 ? "s" : "", b->height, b->width, (double)packed_bytes * 1e-6,
            (double)scratch * 1e-3, peak);
     print_layers(b, peak);
     printf("%-22s %.3f ms\n", "best pass", best_pass_s * 1e3);

@@ -82,8 +82,8 @@ static void run_conv(const struct kernels *table, const struct conv *conv, const
     if (residual) /* in place, as the engine may do it */
         memcpy(out.memory, residual, bytes);
     kernel->pack(conv, weight, bias, packed.memory);
-    const struct conv_buffers buffers = {.input = input, .packed = packed.memory,
-                                         .residual = residual ? out.memory : NULL, .output = out.memory};
+    const struct conv_buffers buffers = {
+        .input = input, .packed = packed.memory, .residual = residual ? out.memory : NULL, .output = out.memory};
     for (int task = work.tasks - 1; task >= 0; task--) /* any order */
         kernel->run(conv, g, &work, &buffers, task, scratch.memory);
     memcpy(output, out.memory, bytes);
@@ -114,7 +114,8 @@ static void check_case(const struct kernels *table, const struct conv_case *c, i
     const size_t inputs = (size_t)c->n * (size_t)c->height * (size_t)c->width * (size_t)c->in;
     const size_t outputs = (size_t)c->n * (size_t)g.out_h * (size_t)g.out_w * (size_t)c->out;
     const size_t weights = (size_t)c->out * (size_t)(c->in / c->groups) * (size_t)c->kernel[0] * (size_t)c->kernel[1];
-    float *input = aligned_alloc(KERNEL_ALIGNMENT, size_round_up(inputs * sizeof(float) + KERNEL_ALIGNMENT, KERNEL_ALIGNMENT));
+    float *input =
+        aligned_alloc(KERNEL_ALIGNMENT, size_round_up(inputs * sizeof(float) + KERNEL_ALIGNMENT, KERNEL_ALIGNMENT));
     float *weight = malloc(weights * sizeof(float)), *bias = malloc((size_t)c->out * sizeof(float));
     float *residual = malloc(outputs * sizeof(float)), *expected = malloc(outputs * sizeof(float));
     float *actual = malloc(outputs * sizeof(float));
@@ -132,11 +133,12 @@ static void check_case(const struct kernels *table, const struct conv_case *c, i
     for (size_t i = 0; i < outputs; i++) {
         const double d = fabs((double)expected[i] - (double)actual[i]) / largest;
         if (!(d <= tolerance))
-            fail_msg("%s: %d -> %d channels, kernel %dx%d, stride %d, padding %d, dilation %d, groups %d, input %dx%dx%d, "
-                     "%d threads: element %zu is %g, not %g",
-                     kernels_conv(table, &conv)->name, c->in, c->out, c->kernel[0], c->kernel[1], c->stride[0],
-                     c->padding[0], c->dilation[0], c->groups, c->n, c->height, c->width, threads, i,
-                     (double)actual[i], (double)expected[i]);
+            fail_msg(
+                "%s: %d -> %d channels, kernel %dx%d, stride %d, padding %d, dilation %d, groups %d, input %dx%dx%d, "
+                "%d threads: element %zu is %g, not %g",
+                kernels_conv(table, &conv)->name, c->in, c->out, c->kernel[0], c->kernel[1], c->stride[0],
+                c->padding[0], c->dilation[0], c->groups, c->n, c->height, c->width, threads, i, (double)actual[i],
+                (double)expected[i]);
     }
     free(actual);
     free(expected);
@@ -160,9 +162,18 @@ static void check_grid(const struct kernels *table, int kernel, int stride, int 
                 const int reach = dilation * (kernel - 1) + 1;
                 if (odd_sizes[s][0] + 2 * padding < reach || odd_sizes[s][1] + 2 * padding < reach)
                     continue;
-                const struct conv_case c = {odd_channels[i], odd_channels[o], {kernel, kernel}, {stride, stride},
-                                            {padding, padding}, {dilation, dilation}, 1, 1 + (s + i) % 2,
-                                            odd_sizes[s][0], odd_sizes[s][1], (i + o + s) % 2 == 0, (i + s) % 3 == 0};
+                const struct conv_case c = {odd_channels[i],
+                                            odd_channels[o],
+                                            {kernel, kernel},
+                                            {stride, stride},
+                                            {padding, padding},
+                                            {dilation, dilation},
+                                            1,
+                                            1 + (s + i) % 2,
+                                            odd_sizes[s][0],
+                                            odd_sizes[s][1],
+                                            (i + o + s) % 2 == 0,
+                                            (i + s) % 3 == 0};
                 check_case(table, &c, 1 + (i + o) % 3);
             }
         }
@@ -250,7 +261,8 @@ static void check_pool(const struct kernels *table, struct pool pool)
     memset(input + inputs, 0xff, KERNEL_ALIGNMENT);
     pool.input = input;
     for (int kind = pool.params ? 0 : 2; kind < (pool.params ? 2 : 3); kind++) {
-        struct guarded expected = guarded_alloc(outputs * sizeof(float)), actual = guarded_alloc(outputs * sizeof(float));
+        struct guarded expected = guarded_alloc(outputs * sizeof(float)),
+                       actual = guarded_alloc(outputs * sizeof(float));
         for (int task = 0; task < pool.n * pool.out_h; task++) {
             pool.output = expected.memory;
             ref[kind](&pool, task);
@@ -280,7 +292,8 @@ static void test_pools(void **state)
     };
     for (int c = 0; c < CHANNEL_COUNT; c++) {
         for (int s = 0; s < SIZE_COUNT; s++) {
-            struct pool pool = {.n = 1 + c % 2, .channels = odd_channels[c], .in_h = odd_sizes[s][0], .in_w = odd_sizes[s][1]};
+            struct pool pool = {
+                .n = 1 + c % 2, .channels = odd_channels[c], .in_h = odd_sizes[s][0], .in_w = odd_sizes[s][1]};
             for (size_t i = 0; i < sizeof params / sizeof *params; i++) {
                 pool.params = &params[i];
                 pool.out_h = (pool.in_h + 2 * params[i].padding[0] - params[i].kernel[0]) / params[i].stride[0] + 1;
@@ -317,7 +330,9 @@ static const struct kernels *tables[] = {&kernels_avx2, &kernels_avx512};
         {#table ": large kernels", test_large_kernels, NULL, NULL, &tables[table]},                                    \
         {#table ": single cases", test_single_cases, NULL, NULL, &tables[table]},                                      \
         {#table ": pools", test_pools, NULL, NULL, &tables[table]},                                                    \
-        {#table ": self-check", test_self_check, NULL, NULL, &tables[table]}
+    {                                                                                                                  \
+#table ": self-check", test_self_check, NULL, NULL, &tables[table]                                             \
+    }
 
 #endif
 
