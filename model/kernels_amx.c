@@ -184,7 +184,7 @@ enum { HEAD_BYTES = 384 * 1024 };
 /* How one strip's input lies in memory. */
 struct view {
     int images, rows, width; /* what is cut into strips: `rows` rows of `width` output pixels in each image */
-    int strip_rows;          /* of the largest strip */
+    int strip_rows;          /* of this strip */
     int m, tiles;            /* pixel tiles of the strip and rows of each */
     int row_tiles;           /* runs: tiles of one row */
     int plane_rows, plane_w; /* planes: rows and columns of one; runs: plane_w is columns of a padded row */
@@ -545,8 +545,6 @@ struct fetch {
 static struct fetch fetch_plan(const char *begin, const char *end, const char *then, size_t then_bytes, int64_t steps)
 {
     struct fetch f = {begin, end, then, then ? then + then_bytes : then, 0};
-    if (f.next > f.end)
-        f.next = f.end;
     const int64_t lines = ((f.end - f.next) + (f.then_end - f.then)) / LINE;
     f.lines = (int)((lines + steps - 1) / steps);
     return f;
@@ -732,7 +730,7 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
     const char *const range_begin = weights + (size_t)first_block * block_bytes(&f);
     const size_t then_bytes = min_size(buffers->upcoming_bytes / (size_t)ranges, HEAD_BYTES);
     struct fetch fetch = fetch_plan(
-        range_begin + HEAD_BYTES, range_begin + range_bytes,
+        range_begin + min_size(HEAD_BYTES, range_bytes), range_begin + range_bytes,
         buffers->upcoming ? (const char *)buffers->upcoming + buffers->upcoming_bytes / (size_t)ranges * (size_t)range
                           : NULL,
         then_bytes, pairs * f.chunks * f.taps * (end_block - first_block));
