@@ -25,7 +25,8 @@ SUBMAKE  = $(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$(
 
 PACKAGES := libmicrohttpd libjpeg libpng libcjson openblas nettle
 # Looked up once, when the first file is compiled.
-PKG_CFLAGS = $(eval PKG_CFLAGS := $(shell pkg-config --cflags $(PACKAGES)))$(PKG_CFLAGS)
+PKG_CFLAGS = $(if $(shell pkg-config --exists $(PACKAGES) && echo yes),,$(error libraries are missing: make deps \
+	installs them, make run does it by itself))$(eval PKG_CFLAGS := $(shell pkg-config --cflags $(PACKAGES)))$(PKG_CFLAGS)
 PKG_LIBS   = $(eval PKG_LIBS := $(shell pkg-config --libs $(PACKAGES)))$(PKG_LIBS)
 
 CFLAGS   ?= -O2 -g
@@ -162,7 +163,7 @@ run: deps
 	@ls weights/resnet50-*.pth >/dev/null 2>&1 || { \
 	  echo "No ImageNet weights in weights/: serving the bundled demo model, which knows 64 everyday classes."; \
 	  echo "'make weights' downloads ResNet-50 for ImageNet (98 MB); 'make run' then serves it."; }
-	@echo "Try: curl --data-binary @tests/data/chelsea.png http://localhost:$(PORT)/v1/classify"
+	@echo "Try: curl --data-binary @tests/data/coffee.png http://localhost:$(PORT)/v1/classify"
 	@exec $(B)/resnetd serve --port $(PORT)
 
 weights:
