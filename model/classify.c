@@ -10,9 +10,8 @@
 #include <string.h>
 
 /* Decode `request` and find the geometry of the network's input. On success `image` is the caller's. */
-static enum rn_status decode(const struct network *network, const struct classify_request *request,
-                             struct image *image, enum input_size *mode, struct preprocess_geometry *geometry,
-                             struct rn_error *error)
+static enum rn_status decode(const struct network *network, const struct classify_request *request, struct image *image,
+                             enum input_size *mode, struct preprocess_geometry *geometry, struct rn_error *error)
 {
     const struct image_options options = {
         .limits = {.max_pixels = request->limits.max_image_pixels,
@@ -88,8 +87,8 @@ enum rn_status classify_image(struct model *model, struct pass *pass, const stru
     bytes = saturating_add(preprocess_scratch_bytes(&geometry, image.width, image.height, image.channels),
                            model_plan_activation_bytes(out->plan) +
                                model_plan_scratch_bytes(out->plan, pass_threads(pass)));
-    if ((status = check_budget(request, &image, bytes, error)) ||
-        (status = check_deadline(request, error)) || (status = pass_prepare(pass, out->plan, error)) ||
+    if ((status = check_budget(request, &image, bytes, error)) || (status = check_deadline(request, error)) ||
+        (status = pass_prepare(pass, out->plan, error)) ||
         (status = preprocess_run(&network->input, &geometry, &image, pass_input(pass, out->plan), error)))
         goto fail;
     image_free(&image);
@@ -130,11 +129,11 @@ enum rn_status classify_tensor(const struct network *network, const struct class
         return status;
     *shape = (struct shape){.n = 1, .c = image.channels, .h = geometry.height, .w = geometry.width};
     count = shape_elements(shape);
-    if (!(status = check_budget(request, &image,
-                                saturating_add(preprocess_scratch_bytes(&geometry, image.width, image.height,
-                                                                        image.channels),
-                                               (uint64_t)count * sizeof(float)),
-                                error))) {
+    if (!(status = check_budget(
+              request, &image,
+              saturating_add(preprocess_scratch_bytes(&geometry, image.width, image.height, image.channels),
+                             (uint64_t)count * sizeof(float)),
+              error))) {
         *tensor = aligned_alloc(KERNEL_ALIGNMENT, size_round_up(count * sizeof(float), KERNEL_ALIGNMENT));
         status = *tensor ? preprocess_run(&network->input, &geometry, &image, *tensor, error)
                          : rn_fail_nomem(error, "a tensor");

@@ -17,19 +17,19 @@
 #include "status.h"
 
 struct classify_limits {
-    uint64_t max_image_pixels;   /* of the file, before scaling */
-    uint64_t max_native_pixels;  /* `native` scales down above this */
-    uint64_t max_request_bytes;  /* decoder, pixels, activations and scratch of one image together */
+    uint64_t max_image_pixels;  /* of the file, before scaling */
+    uint64_t max_native_pixels; /* `native` scales down above this */
+    uint64_t max_request_bytes; /* decoder, pixels, activations and scratch of one image together */
 };
 
 struct classify_request {
     const uint8_t *data; /* one image file, borrowed */
     size_t size;
-    bool size_given;          /* `input_size` overrides the description's default */
+    bool size_given; /* `input_size` overrides the description's default */
     enum input_size input_size;
     bool ignore_orientation;
-    int top_k;                /* 1 .. classes */
-    uint64_t deadline_ns;     /* CLOCK_MONOTONIC; 0 for none */
+    int top_k;            /* 1 .. classes */
+    uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0 for none */
     struct classify_limits limits;
 };
 
@@ -48,15 +48,16 @@ struct classify_result {
     const struct model_plan *plan;  /* for the stages; released by classify_result_free */
     struct prediction *predictions; /* [prediction_count], most probable first, ties by index */
     int prediction_count;
-    float *logits;                  /* [classes], owned */
+    float *logits; /* [classes], owned */
     uint64_t decode_ns, preprocess_ns, inference_ns;
 };
 
 /* Classify one image with `pass`, which the calling thread owns.
  * On failure `out` is zeroed and the error says what the client can do: RN_ERR_EMPTY_BODY, _NOT_AN_IMAGE,
  * _IMAGE_*, _MEMORY_BUDGET, _INPUT_SIZE, _DEADLINE, _NOMEM. */
-RN_MUST_CHECK enum rn_status classify_image(struct model *model, struct pass *pass, const struct classify_request *request,
-                                            struct classify_result *out, struct rn_error *error);
+RN_MUST_CHECK enum rn_status classify_image(struct model *model, struct pass *pass,
+                                            const struct classify_request *request, struct classify_result *out,
+                                            struct rn_error *error);
 
 /* The first half alone: decode and preprocess into a new float32 [1, h, w, c] buffer, which the caller frees. */
 RN_MUST_CHECK enum rn_status classify_tensor(const struct network *network, const struct classify_request *request,

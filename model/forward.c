@@ -17,8 +17,8 @@ struct job {
     struct conv_buffers buffers;
     struct pool pool;
     void (*run_pool)(const struct pool *pool, int task);
-    struct shape shape;       /* of the output */
-    bool is_f32;              /* input and output are float32 */
+    struct shape shape; /* of the output */
+    bool is_f32;        /* input and output are float32 */
 };
 
 static void conv_task(void *arg, int task, void *scratch)
@@ -42,8 +42,7 @@ static void flatten_task(void *arg, int task, void *scratch)
     const struct job *job = arg;
     const struct shape *in = &job->layout->plan->values[job->op->input];
     const size_t pixels = (size_t)in->h * (size_t)in->w, channels = (size_t)in->c;
-    const size_t element =
-        job->is_f32 ? sizeof(float) : activation_bytes(job->layout->program->kernels->activation);
+    const size_t element = job->is_f32 ? sizeof(float) : activation_bytes(job->layout->program->kernels->activation);
     const char *from = (const char *)job->buffers.input + (size_t)task * pixels * channels * element;
     char *to = (char *)job->buffers.output + (size_t)task * pixels * channels * element;
 

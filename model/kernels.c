@@ -15,12 +15,9 @@ extern const struct kernels kernels_avx2, kernels_avx512, kernels_amx;
 #endif
 
 const struct kernels *const kernels_all[] = {
-    &kernels_ref,
-    &kernels_openblas,
+    &kernels_ref,  &kernels_openblas,
 #if defined(__x86_64__)
-    &kernels_avx2,
-    &kernels_avx512,
-    &kernels_amx,
+    &kernels_avx2, &kernels_avx512,   &kernels_amx,
 #endif
     NULL,
 };
@@ -142,10 +139,10 @@ static double difference(const float *expected, const float *actual, size_t coun
 
 static enum rn_status judge(const struct kernels *kernels, const char *what, double d, struct rn_error *error)
 {
-    return d <= tolerance(kernels) ? RN_OK
-                                   : rn_fail(error, RN_ERR_KERNELS,
-                                             "kernel table %s: %s differs from ref by %.2g of the range", kernels->name,
-                                             what, d);
+    return d <= tolerance(kernels)
+               ? RN_OK
+               : rn_fail(error, RN_ERR_KERNELS, "kernel table %s: %s differs from ref by %.2g of the range",
+                         kernels->name, what, d);
 }
 
 static enum rn_status check_conv(const struct kernels *kernels, const struct check_case *c, struct rn_error *error)
@@ -205,7 +202,8 @@ static enum rn_status check_pools(const struct kernels *kernels, struct rn_error
     enum { CHANNELS = 67, SIDE = 13, OUT = 7 };
     static const struct pool_params params = {
         .kernel = {3, 3}, .stride = {2, 2}, .padding = {1, 1}, .dilation = {1, 1}, .count_include_pad = true};
-    const struct pool pool = {.params = &params, .n = 1, .channels = CHANNELS, .in_h = SIDE, .in_w = SIDE, .out_h = OUT, .out_w = OUT};
+    const struct pool pool = {
+        .params = &params, .n = 1, .channels = CHANNELS, .in_h = SIDE, .in_w = SIDE, .out_h = OUT, .out_w = OUT};
     const struct pool adaptive = {.n = 1, .channels = CHANNELS, .in_h = SIDE, .in_w = SIDE, .out_h = 5, .out_w = 3};
     const struct {
         const char *name;

@@ -128,7 +128,8 @@ extern const struct kernels *const kernels_all[];
  * was passed over and why goes to `note` (may be NULL), one call per table. A table that is named but not
  * available or wrong is an error, RN_ERR_KERNELS. Call before threads start. */
 RN_MUST_CHECK enum rn_status kernels_choose(const char *name, const char *precision, const struct kernels **out,
-                                            void (*note)(void *arg, const char *text), void *arg, struct rn_error *error);
+                                            void (*note)(void *arg, const char *text), void *arg,
+                                            struct rn_error *error);
 
 /* Run small convolutions and pools through `kernels` and `ref` and compare.
  * Returns RN_OK or RN_ERR_KERNELS with the kernel's name and the difference. */

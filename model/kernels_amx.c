@@ -138,8 +138,7 @@ static float weight_at(const struct conv_params *p, const struct form *f, const 
     }
     if (o >= p->out || c >= p->in)
         return 0.0f;
-    return weight[((size_t)o * (size_t)p->in + (size_t)c) * (size_t)(p->kernel[0] * p->kernel[1]) +
-                  (size_t)area_index];
+    return weight[((size_t)o * (size_t)p->in + (size_t)c) * (size_t)(p->kernel[0] * p->kernel[1]) + (size_t)area_index];
 }
 
 static void amx_pack(const struct conv *conv, const float *weight, const float *bias, void *packed)
@@ -183,14 +182,14 @@ enum { HEAD_BYTES = 384 * 1024 };
 
 /* How one strip's input lies in memory. */
 struct view {
-    int images, rows, width; /* what is cut into strips: `rows` rows of `width` output pixels in each image */
-    int strip_rows;          /* of this strip */
-    int m, tiles;            /* pixel tiles of the strip and rows of each */
-    int row_tiles;           /* runs: tiles of one row */
-    int plane_rows, plane_w; /* planes: rows and columns of one; runs: plane_w is columns of a padded row */
-    size_t row_bytes;        /* of input, for one output row */
+    int images, rows, width;           /* what is cut into strips: `rows` rows of `width` output pixels in each image */
+    int strip_rows;                    /* of this strip */
+    int m, tiles;                      /* pixel tiles of the strip and rows of each */
+    int row_tiles;                     /* runs: tiles of one row */
+    int plane_rows, plane_w;           /* planes: rows and columns of one; runs: plane_w is columns of a padded row */
+    size_t row_bytes;                  /* of input, for one output row */
     size_t pixel_stride, chunk_stride; /* bytes */
-    size_t input_bytes;      /* of the copy */
+    size_t input_bytes;                /* of the copy */
 };
 
 /* Which residue of the stride a dimension's taps use. */
@@ -254,7 +253,8 @@ static struct view conv_view(const struct conv_params *p, const struct form *f, 
         v.tiles = v.strip_rows * v.row_tiles;
         /* The last tiles read past the end of a row, the last runs past the end of the last pixel. */
         v.input_bytes = size_round_up((size_t)in_rows * (size_t)v.plane_w * (size_t)p->in * sizeof(bf16) +
-                                      TILE * v.pixel_stride + (size_t)f->chunks * LINE, LINE);
+                                          TILE * v.pixel_stride + (size_t)f->chunks * LINE,
+                                      LINE);
         break;
     }
     }
@@ -265,9 +265,9 @@ static struct view conv_view(const struct conv_params *p, const struct form *f, 
 struct scratch {
     float *sums;
     char *sink;
-    size_t *tap_offset;   /* [taps], bytes */
-    size_t *tile_offset;  /* [tiles], bytes */
-    int32_t *pixel;       /* [tiles * m]: the strip's output pixel of each tile row; -1 for none */
+    size_t *tap_offset;  /* [taps], bytes */
+    size_t *tile_offset; /* [tiles], bytes */
+    int32_t *pixel;      /* [tiles * m]: the strip's output pixel of each tile row; -1 for none */
     char *input;
     size_t bytes;
 };
@@ -299,7 +299,7 @@ static void amx_plan(const struct conv *conv, const struct conv_geometry *g, int
     const int unit = f.source == SOURCE_DIRECT ? 2 * TILE : 1; /* rows that should stay together */
     const int most = ceil_div(whole.rows, unit);
 
-    const size_t limit = f.source == SOURCE_RUNS          ? RUNS_STRIP_BYTES
+    const size_t limit = f.source == SOURCE_RUNS        ? RUNS_STRIP_BYTES
                          : weights > HEAVY_WEIGHT_BYTES ? HEAVY_STRIP_BYTES
                                                         : STRIP_BYTES;
 
@@ -698,8 +698,8 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
     if (f.source == SOURCE_DIRECT) {
         input += first_pixel * v.pixel_stride;
     } else {
-        const bf16 *from = (const bf16 *)buffers->input +
-                           (size_t)image * (size_t)g->in_h * (size_t)g->in_w * (size_t)p->in;
+        const bf16 *from =
+            (const bf16 *)buffers->input + (size_t)image * (size_t)g->in_h * (size_t)g->in_w * (size_t)p->in;
         if (f.source == SOURCE_PLANES)
             gather_planes(p, &f, g, &v, from, first, s.input);
         else
@@ -709,11 +709,18 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
     __asm__ volatile("" : : : "memory"); /* tile loads do not say what they read */
 
     const struct job job = {
-        .pixel_stride = v.pixel_stride, .chunk_stride = v.chunk_stride, .tap_offset = s.tap_offset,
-        .chunks = f.chunks, .taps = f.taps, .m = v.m,
-        .share = ceil_div(2 * v.m, f.chunks * f.taps), .out_stride = (size_t)p->out * element,
-        .floor = _mm512_set1_epi16(conv->relu ? 0 : INT16_MIN), .sink = s.sink,
-        .relu = conv->relu, .output_f32 = conv->output_f32,
+        .pixel_stride = v.pixel_stride,
+        .chunk_stride = v.chunk_stride,
+        .tap_offset = s.tap_offset,
+        .chunks = f.chunks,
+        .taps = f.taps,
+        .m = v.m,
+        .share = ceil_div(2 * v.m, f.chunks * f.taps),
+        .out_stride = (size_t)p->out * element,
+        .floor = _mm512_set1_epi16(conv->relu ? 0 : INT16_MIN),
+        .sink = s.sink,
+        .relu = conv->relu,
+        .output_f32 = conv->output_f32,
     };
     const bool residual = conv->has_residual, stream = block_bytes(&f) > STAYING_BYTES;
     const int first_block = part_start(f.blocks, ranges, range), end_block = part_start(f.blocks, ranges, range + 1);
@@ -729,16 +736,16 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
     const int64_t pairs = ceil_div(v.tiles, 2);
     const char *const range_begin = weights + (size_t)first_block * block_bytes(&f);
     const size_t then_bytes = min_size(buffers->upcoming_bytes / (size_t)ranges, HEAD_BYTES);
-    struct fetch fetch = fetch_plan(
-        range_begin + min_size(HEAD_BYTES, range_bytes), range_begin + range_bytes,
-        buffers->upcoming ? (const char *)buffers->upcoming + buffers->upcoming_bytes / (size_t)ranges * (size_t)range
-                          : NULL,
-        then_bytes, pairs * f.chunks * f.taps * (end_block - first_block));
+    struct fetch fetch = fetch_plan(range_begin + min_size(HEAD_BYTES, range_bytes), range_begin + range_bytes,
+                                    buffers->upcoming ? (const char *)buffers->upcoming +
+                                                            buffers->upcoming_bytes / (size_t)ranges * (size_t)range
+                                                      : NULL,
+                                    then_bytes, pairs * f.chunks * f.taps * (end_block - first_block));
 
     const size_t output_bytes = (size_t)v.images * (size_t)v.rows * (size_t)v.width * job.out_stride;
     const bool cold = output_bytes >= (residual ? COLD_RESIDUAL_BYTES : COLD_BYTES);
-    const enum ending ending = residual ? (cold ? ENDING_COLD_RESIDUAL : ENDING_RESIDUAL)
-                                        : (cold ? ENDING_COLD : ENDING_PLAIN);
+    const enum ending ending =
+        residual ? (cold ? ENDING_COLD_RESIDUAL : ENDING_RESIDUAL) : (cold ? ENDING_COLD : ENDING_PLAIN);
     struct pending pending = {0};
     int slot = 0;
     tiles_configure(v.m);
@@ -757,10 +764,13 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
                     .sums = s.sums + (size_t)slot * SUM_FLOATS,
                 };
                 const struct pending upcoming = {
-                    .sums = o.sums, .pixel = s.pixel + tile * v.m, .rows = count * v.m,
+                    .sums = o.sums,
+                    .pixel = s.pixel + tile * v.m,
+                    .rows = count * v.m,
                     .out = (char *)buffers->output + first_pixel * job.out_stride + channel * element,
-                    .residual = residual ? (const char *)buffers->residual + first_pixel * job.out_stride +
-                                               channel * element : NULL,
+                    .residual = residual
+                                    ? (const char *)buffers->residual + first_pixel * job.out_stride + channel * element
+                                    : NULL,
                     .mask = channels == BLOCK ? (__mmask32)-1 : (__mmask32)((1u << channels) - 1u),
                 };
                 multiply_functions[count - 1][stream][ending](&job, &o, &pending, &upcoming, &fetch);
@@ -971,7 +981,7 @@ static void bf16_avg_pool(const struct pool *pool, int task)
     for (int x = 0; x < pool->out_w; x++) {
         const int x0 = x * p->stride[1] - p->padding[1], x1 = min_int(x0 + p->kernel[1], pool->in_w + p->padding[1]);
         const int in_x0 = max_int(x0, 0), in_x1 = min_int(x1, pool->in_w);
-        const int count = p->divisor_override     ? p->divisor_override
+        const int count = p->divisor_override    ? p->divisor_override
                           : p->count_include_pad ? (y1 - y0) * (x1 - x0)
                                                  : (in_y1 - in_y0) * (in_x1 - in_x0);
         average(pool, n, in_y0, in_y1, in_x0, in_x1, (float)count, pool_output(pool, task, x));
@@ -1031,7 +1041,7 @@ static bool amx_available(char *why, size_t why_size)
 {
     enum { GET_FEATURES = 7, OSXSAVE = 1 << 27 };
     enum { STATE_AVX512 = 0xe6, STATE_TILES = 0x60000 };
-    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };              /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
     const uint32_t avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
     uint32_t a, b, c, d, bf16_a = 0, unused;
 

@@ -124,8 +124,9 @@ static void gather_patches(const struct conv_params *p, const struct conv_geomet
                         memset(to, 0, bytes);
                     else
                         memcpy(to,
-                               input + (((size_t)n * (size_t)g->in_h + (size_t)in_y) * (size_t)g->in_w + (size_t)in_x) *
-                                           (size_t)p->in +
+                               input +
+                                   (((size_t)n * (size_t)g->in_h + (size_t)in_y) * (size_t)g->in_w + (size_t)in_x) *
+                                       (size_t)p->in +
                                    (size_t)group * in,
                                bytes);
                 }
@@ -148,8 +149,8 @@ static void conv_run(const struct conv *conv, const struct conv_geometry *g, con
     const int channel = group * group_out(p) + column;
     const size_t at = (size_t)pixel * (size_t)p->out + (size_t)channel;
     const float *bias = (const float *)buffers->packed + channel;
-    const float *weight = (const float *)buffers->packed + p->out +
-                          (size_t)group * (size_t)k * (size_t)group_out(p) + column;
+    const float *weight =
+        (const float *)buffers->packed + p->out + (size_t)group * (size_t)k * (size_t)group_out(p) + column;
     const float *input = buffers->input, *residual = buffers->residual;
     float *output = (float *)buffers->output + at;
     float beta = 0.0f;
@@ -166,8 +167,7 @@ static void conv_run(const struct conv *conv, const struct conv_geometry *g, con
     if (conv->has_residual) {
         for (int i = 0; i < pixels; i++)
             for (int c = 0; c < columns; c++)
-                output[(size_t)i * (size_t)p->out + (size_t)c] =
-                    residual[at + (size_t)i * (size_t)p->out + (size_t)c];
+                output[(size_t)i * (size_t)p->out + (size_t)c] = residual[at + (size_t)i * (size_t)p->out + (size_t)c];
         beta = 1.0f;
     }
     if (pixels == 1)

@@ -77,7 +77,7 @@ void pool_avg_f32(const struct pool *pool, int task)
     for (int x = 0; x < pool->out_w; x++) {
         const int x0 = x * p->stride[1] - p->padding[1], x1 = min_int(x0 + p->kernel[1], pool->in_w + p->padding[1]);
         const int in_x0 = max_int(x0, 0), in_x1 = min_int(x1, pool->in_w);
-        const int count = p->divisor_override     ? p->divisor_override
+        const int count = p->divisor_override    ? p->divisor_override
                           : p->count_include_pad ? (y1 - y0) * (x1 - x0)
                                                  : (in_y1 - in_y0) * (in_x1 - in_x0);
         average(pool, n, in_y0, in_y1, in_x0, in_x1, (float)count, output_pixel(pool, task, x));

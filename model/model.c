@@ -21,7 +21,7 @@ enum { CACHED_PLANS = 64 };
 struct model_plan {
     struct plan shapes;
     struct layout layout;
-    int references;      /* the cache's own counts as one */
+    int references; /* the cache's own counts as one */
     uint64_t last_use;
     struct model_plan *next;
 };
@@ -157,8 +157,8 @@ enum rn_status model_open(const struct model_options *options, struct model **ou
         status = rn_fail_nomem(error, "a model");
         goto fail;
     }
-    if ((status = load_labels(model, options->labels_path ? options->labels_path : model->network.labels_path,
-                              error)) ||
+    if ((status =
+             load_labels(model, options->labels_path ? options->labels_path : model->network.labels_path, error)) ||
         (status = load_weights(model, options->weights_path, error)))
         goto fail;
     for (size_t i = 0; i < model->network.call_count; i++)

@@ -22,17 +22,18 @@
 struct model;
 
 struct model_options {
-    const char *name;             /* the name it is served under; NULL: the description's */
+    const char *name; /* the name it is served under; NULL: the description's */
     const char *description_path;
     const char *weights_path;
-    const char *labels_path;      /* NULL: the description's; without either, labels are empty */
+    const char *labels_path; /* NULL: the description's; without either, labels are empty */
     const struct kernels *kernels;
-    int threads;                  /* most threads of one forward pass; plans divide work for it */
+    int threads; /* most threads of one forward pass; plans divide work for it */
 };
 
 /* Read description, weights and labels, check each against the others, fold, pack, and let go of the
  * weights file. On failure *out is NULL and the error names the file and the tensor, key or line. */
-RN_MUST_CHECK enum rn_status model_open(const struct model_options *options, struct model **out, struct rn_error *error);
+RN_MUST_CHECK enum rn_status model_open(const struct model_options *options, struct model **out,
+                                        struct rn_error *error);
 void model_close(struct model *model); /* no worker may be using it; NULL is fine */
 
 const char *model_name(const struct model *model);
@@ -79,6 +80,7 @@ void model_forward(const struct model *model, const struct model_plan *plan, str
 /* The same, and the nanoseconds of each operation: `report` is called once per operation, in order. */
 void model_forward_timed(const struct model *model, const struct model_plan *plan, struct pass *pass, float *logits,
                          void (*report)(void *arg, const char *name, const char *kernel, uint64_t multiply_adds,
-                                        uint64_t nanoseconds), void *arg);
+                                        uint64_t nanoseconds),
+                         void *arg);
 
 #endif

@@ -96,8 +96,8 @@ static enum rn_status refuse(const struct reader *r, const char *path, const cha
 }
 
 /* `keys` is a NULL-terminated list; a key outside it, or twice, is refused. */
-static enum rn_status check_keys(const struct reader *r, const char *path, const cJSON *object,
-                                 const char *const *keys, const char *const *common)
+static enum rn_status check_keys(const struct reader *r, const char *path, const cJSON *object, const char *const *keys,
+                                 const char *const *common)
 {
     for (const cJSON *item = object->child; item; item = item->next) {
         bool known = false;
@@ -581,7 +581,7 @@ static enum rn_status read_modules(struct reader *r, const char *path, const cJS
 struct value_info {
     int value;
     bool flat;
-    int channels;     /* features when flat; 0: not known before the input size is */
+    int channels;      /* features when flat; 0: not known before the input size is */
     int height, width; /* 0: not known */
 };
 
@@ -620,8 +620,7 @@ static enum rn_status add_call(struct tracer *t, enum call_kind kind, const stru
 }
 
 /* The value after `module`, as far as it is known; refuses what cannot follow its predecessor. */
-static enum rn_status check_leaf(struct tracer *t, const struct module *module, const char *path,
-                                 struct value_info *v)
+static enum rn_status check_leaf(struct tracer *t, const struct module *module, const char *path, struct value_info *v)
 {
     const char *const type = type_names[module->type];
     int expected = 0;
@@ -714,7 +713,7 @@ static enum rn_status trace_block(struct tracer *t, const struct module *block, 
     static const char *const basic[] = {"conv1", "bn1", "relu", "conv2", "bn2", NULL};
     static const char *const bottleneck[] = {"conv1", "bn1", "relu", "conv2", "bn2", "relu", "conv3", "bn3", NULL};
     static const char *const residual[] = {"conv1", "bn1", "", "conv2", "bn2", NULL}; /* "": F.relu */
-    const char *const *body = block->type == MODULE_BASIC_BLOCK   ? basic
+    const char *const *body = block->type == MODULE_BASIC_BLOCK  ? basic
                               : block->type == MODULE_BOTTLENECK ? bottleneck
                                                                  : residual;
     const char *const shortcut_name = block->type == MODULE_RESIDUAL ? "conv3" : "downsample";
@@ -785,8 +784,8 @@ static enum rn_status read_input(const struct reader *r, const cJSON *json, stru
 
     if (!cJSON_IsObject(json))
         return refuse(r, "input", "an object is expected");
-    if ((status = check_keys(r, "input", json, KEYS("channels", "mean", "std", "resize", "crop", "fit", "size"),
-                             NULL)) ||
+    if ((status =
+             check_keys(r, "input", json, KEYS("channels", "mean", "std", "resize", "crop", "fit", "size"), NULL)) ||
         (status = read_int(r, "input", json, "channels", true, 1, 3, &out->channels)))
         return status;
     if (out->channels == 2)
@@ -851,8 +850,7 @@ static enum rn_status read_network(struct reader *r, const cJSON *json, const ch
         return refuse(r, "", "\"labels\" must be a path");
     if (!(out->name = strdup(name->valuestring)) ||
         !(out->class_name = strdup(class_name ? class_name->valuestring : "Sequential")) ||
-        (labels && !(out->labels_path = resolve_path(folder, labels->valuestring))) ||
-        !(out->root.name = strdup("")))
+        (labels && !(out->labels_path = resolve_path(folder, labels->valuestring))) || !(out->root.name = strdup("")))
         return rn_fail_nomem(r->error, "a network description");
     out->root.type = out->root.stage = MODULE_SEQUENTIAL;
     if ((status = read_input(r, cJSON_GetObjectItemCaseSensitive(json, "input"), &out->input)) ||
@@ -878,8 +876,8 @@ static enum rn_status read_network(struct reader *r, const cJSON *json, const ch
     return RN_OK;
 }
 
-enum rn_status network_parse(const char *json, size_t size, const char *where, const char *folder,
-                             struct network *out, struct rn_error *error)
+enum rn_status network_parse(const char *json, size_t size, const char *where, const char *folder, struct network *out,
+                             struct rn_error *error)
 {
     struct reader r = {.where = where, .error = error};
     const char *end = NULL;

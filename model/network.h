@@ -50,21 +50,39 @@ struct pool_params {
 };
 
 struct module {
-    char *name;            /* PyTorch's attribute name within the parent: "conv1", "0" */
+    char *name; /* PyTorch's attribute name within the parent: "conv1", "0" */
     enum module_type type;
-    bool functional;       /* a function called in forward(), not a registered module: PyTorch does not print it */
-    bool frozen;           /* requires_grad = False: counted as non-trainable in summaries */
-    bool inplace;          /* ReLU, Dropout: only for printing */
+    bool functional; /* a function called in forward(), not a registered module: PyTorch does not print it */
+    bool frozen;     /* requires_grad = False: counted as non-trainable in summaries */
+    bool inplace;    /* ReLU, Dropout: only for printing */
     union {
-        struct { struct conv_params params; bool bias; } conv;
-        struct { int features; double eps; double momentum; } batchnorm;
+        struct {
+            struct conv_params params;
+            bool bias;
+        } conv;
+        struct {
+            int features;
+            double eps;
+            double momentum;
+        } batchnorm;
         struct pool_params pool;
-        struct { int output[2]; } adaptive; /* -1: as the input (PyTorch's None) */
-        struct { int in, out; bool bias; } linear;
-        struct { double p; } dropout;
-        struct { int dim; bool dim_given; } softmax;
+        struct {
+            int output[2];
+        } adaptive; /* -1: as the input (PyTorch's None) */
+        struct {
+            int in, out;
+            bool bias;
+        } linear;
+        struct {
+            double p;
+        } dropout;
+        struct {
+            int dim;
+            bool dim_given;
+        } softmax;
     };
-    enum module_type stage; /* of a MODULE_SEQUENTIAL made from "blocks": N, the type of its blocks; else MODULE_SEQUENTIAL */
+    enum module_type
+        stage; /* of a MODULE_SEQUENTIAL made from "blocks": N, the type of its blocks; else MODULE_SEQUENTIAL */
     struct module *children; /* Sequential and the block types */
     size_t child_count;
 };
@@ -79,9 +97,9 @@ enum call_kind {
 struct call {
     enum call_kind kind;
     const struct module *module;
-    char *path;      /* "layer1.0.conv1": the state dict's prefix of the module; the block's for CALL_ADD */
+    char *path; /* "layer1.0.conv1": the state dict's prefix of the module; the block's for CALL_ADD */
     int input, other, output;
-    int depth;       /* 0 for a top-level module */
+    int depth; /* 0 for a top-level module */
 };
 
 struct network {
@@ -89,13 +107,13 @@ struct network {
     char *class_name;  /* what PyTorch prints for the whole: "ResNet" */
     char *labels_path; /* resolved against the description's folder; NULL when the description names none */
     struct input_spec input;
-    struct module root;       /* a Sequential of the top-level modules */
+    struct module root; /* a Sequential of the top-level modules */
     struct call *calls;
     size_t call_count;
-    int value_count;          /* values are 0 .. value_count - 1 */
+    int value_count; /* values are 0 .. value_count - 1 */
     int output_value;
-    int classes;              /* width of the output: out of the last Linear or Conv2d */
-    bool ends_in_softmax;     /* the output already is probabilities */
+    int classes;          /* width of the output: out of the last Linear or Conv2d */
+    bool ends_in_softmax; /* the output already is probabilities */
 };
 
 /* Read and check a description. Unknown keys, unknown types, repeated names and sizes that do not fit

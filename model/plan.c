@@ -279,8 +279,7 @@ void plan_print_summary(const struct plan *plan, FILE *out)
     rule('=', out);
     fprintf(out, "Total params: %s\n", group_digits(plan->parameters, parameters));
     fprintf(out, "Trainable params: %s\n", group_digits(plan->trainable_parameters, parameters));
-    fprintf(out, "Non-trainable params: %s\n",
-            group_digits(plan->parameters - plan->trainable_parameters, parameters));
+    fprintf(out, "Non-trainable params: %s\n", group_digits(plan->parameters - plan->trainable_parameters, parameters));
     fprintf(out, "Total multiply-adds: %s\n", group_digits(plan->multiply_adds, madds));
     rule('-', out);
     fprintf(out, "Input size (MB): %.2f\n", totals.input_mib);

@@ -31,16 +31,16 @@ const char *shape_text(const struct shape *shape, char text[SHAPE_TEXT_SIZE]);
 
 struct plan_row {
     const struct call *call;
-    struct shape shape;      /* of the call's output */
-    uint64_t parameters;     /* of the module itself */
-    uint64_t multiply_adds;  /* Conv2d and Linear; others count 0 */
+    struct shape shape;     /* of the call's output */
+    uint64_t parameters;    /* of the module itself */
+    uint64_t multiply_adds; /* Conv2d and Linear; others count 0 */
 };
 
 struct plan {
     const struct network *network; /* borrowed; outlives the plan */
     struct shape input;
-    struct shape *values;          /* shape of every value, [network->value_count] */
-    struct plan_row *rows;         /* one per call */
+    struct shape *values;  /* shape of every value, [network->value_count] */
+    struct plan_row *rows; /* one per call */
     size_t row_count;
     uint64_t parameters, trainable_parameters, multiply_adds;
 };

@@ -90,8 +90,8 @@ static enum rn_status read_batchnorm(struct builder *b, const struct call *call,
         for (int c = 0; c < features; c++) {
             const double spread = (double)var[c] + call->module->batchnorm.eps;
             if (!(spread > 0)) {
-                status = rn_fail(b->error, RN_ERR_WEIGHTS, "tensor %s.running_var: element %d is negative", call->path,
-                                 c);
+                status =
+                    rn_fail(b->error, RN_ERR_WEIGHTS, "tensor %s.running_var: element %d is negative", call->path, c);
                 break;
             }
             scale[c] = (double)weight[c] / sqrt(spread);
@@ -250,8 +250,7 @@ static enum rn_status build_call(struct builder *b, const struct call *call)
         b->ready[call->output] = true;
         return RN_OK;
     }
-    *op = (struct op){
-        .call = call, .input = program->alias[call->input], .residual = -1, .output = call->output};
+    *op = (struct op){.call = call, .input = program->alias[call->input], .residual = -1, .output = call->output};
     program->op_count++;
     if (call->kind == CALL_ADD) {
         const struct call *reader = only_reader(b, call->output);

@@ -15,11 +15,11 @@
 #include "weights.h"
 
 enum op_kind {
-    OP_CONV,     /* Conv2d or Linear, with all that was fused */
+    OP_CONV, /* Conv2d or Linear, with all that was fused */
     OP_MAX_POOL,
     OP_AVG_POOL,
     OP_ADAPTIVE_AVG_POOL,
-    OP_FLATTEN,  /* NHWC to PyTorch's feature order; nothing to do for one pixel or one channel */
+    OP_FLATTEN, /* NHWC to PyTorch's feature order; nothing to do for one pixel or one channel */
     OP_BATCHNORM,
     OP_ADD,
     OP_RELU,
@@ -28,17 +28,17 @@ enum op_kind {
 
 struct op {
     enum op_kind kind;
-    const struct call *call;  /* the first call of the fused chain; names the operation */
+    const struct call *call;     /* the first call of the fused chain; names the operation */
     int input, residual, output; /* values; residual is -1 without one */
-    bool relu;                /* OP_CONV, OP_ADD: fused */
+    bool relu;                   /* OP_CONV, OP_ADD: fused */
 
-    struct conv conv;         /* OP_CONV */
+    struct conv conv; /* OP_CONV */
     const struct conv_kernel *kernel;
     const struct call *batchnorm; /* folded into the weights; or NULL */
-    void *packed;             /* in the program's memory, KERNEL_ALIGNMENT */
+    void *packed;                 /* in the program's memory, KERNEL_ALIGNMENT */
     size_t packed_bytes;
 
-    float *scale, *shift;     /* OP_BATCHNORM: [features] each, one allocation */
+    float *scale, *shift; /* OP_BATCHNORM: [features] each, one allocation */
 };
 
 struct program {
@@ -46,10 +46,10 @@ struct program {
     const struct kernels *kernels;
     struct op *ops;
     size_t op_count;
-    int *alias;            /* value -> the value whose memory it is (Dropout); [network->value_count] */
-    bool *is_f32;          /* values held in float32 whatever the activation type; [network->value_count] */
-    void *packed;          /* the weights of all operations, one after the other */
-    size_t packed_bytes;   /* of all of it */
+    int *alias;          /* value -> the value whose memory it is (Dropout); [network->value_count] */
+    bool *is_f32;        /* values held in float32 whatever the activation type; [network->value_count] */
+    void *packed;        /* the weights of all operations, one after the other */
+    size_t packed_bytes; /* of all of it */
 };
 
 /* Returns RN_OK, RN_ERR_WEIGHTS (naming the tensor), RN_ERR_NOMEM. `out` is zeroed on failure. */

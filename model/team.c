@@ -35,13 +35,13 @@ struct team {
     _Atomic(team_task) fn;
     _Atomic(void *) arg;
     _Atomic int tasks;
-    _Atomic int done;          /* finished tasks of this operation */
-    _Atomic bool open;         /* a pass is running */
-    _Atomic uint64_t inside;   /* bit i: helper slot i (1 .. threads - 1) is taken */
+    _Atomic int done;        /* finished tasks of this operation */
+    _Atomic bool open;       /* a pass is running */
+    _Atomic uint64_t inside; /* bit i: helper slot i (1 .. threads - 1) is taken */
     void (*on_begin)(void *arg);
     void *on_begin_arg;
 
-    pthread_mutex_t lock;      /* own helper threads sleep here between passes */
+    pthread_mutex_t lock; /* own helper threads sleep here between passes */
     pthread_cond_t wake;
     bool quit;
     pthread_t helpers[MAX_THREADS];

@@ -63,9 +63,9 @@ static void *map(size_t bytes)
 /* Multiplications on registers alone. */
 __attribute__((target("amx-tile,amx-bf16"))) static double peak_flops(void)
 {
-    static const uint8_t config[64] = {[0] = 1, [16] = 64, [18] = 64, [20] = 64, [22] = 64, [24] = 64, [26] = 64,
-                                       [28] = 64, [30] = 64, [48] = 16, [49] = 16, [50] = 16, [51] = 16, [52] = 16,
-                                       [53] = 16, [54] = 16, [55] = 16};
+    static const uint8_t config[64] = {
+        [0] = 1,   [16] = 64, [18] = 64, [20] = 64, [22] = 64, [24] = 64, [26] = 64, [28] = 64, [30] = 64,
+        [48] = 16, [49] = 16, [50] = 16, [51] = 16, [52] = 16, [53] = 16, [54] = 16, [55] = 16};
     double best = 1e9;
     __asm__ volatile("ldtilecfg %0" : : "m"(config));
     for (int pass = 0; pass < 50; pass++) {
@@ -102,9 +102,11 @@ static void add_conv(int threads, const char *name, int in, int out, int kernel,
     struct operation *o = add(name);
     const int padding = kernel / 2;
     o->conv = (struct conv){.params = {in, out, {kernel, kernel}, {stride, stride}, {padding, padding}, {1, 1}, 1},
-                            .relu = relu, .has_residual = residual >= 0, .output_f32 = f32};
-    o->geometry = (struct conv_geometry){1, *h, *w, out_size(*h, kernel, stride, padding),
-                                         out_size(*w, kernel, stride, padding)};
+                            .relu = relu,
+                            .has_residual = residual >= 0,
+                            .output_f32 = f32};
+    o->geometry =
+        (struct conv_geometry){1, *h, *w, out_size(*h, kernel, stride, padding), out_size(*w, kernel, stride, padding)};
     *h = o->geometry.out_h;
     *w = o->geometry.out_w;
     o->kernel = kernels_conv(&kernels_amx, &o->conv);

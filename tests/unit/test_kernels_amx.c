@@ -24,7 +24,7 @@ static const struct kernels *const table = NULL;
 #endif
 
 /* With equal factors only two things differ: the order of float32 sums, and one rounding to 8 bits. */
-static const double SUM_TOLERANCE = 2e-6;       /* of the largest sum of magnitudes */
+static const double SUM_TOLERANCE = 2e-6;      /* of the largest sum of magnitudes */
 static const double ROUND_TOLERANCE = 0.00391; /* 2^-8: half a unit in the last place, and a tie turned over */
 
 enum { CANARY_BYTES = 256, CANARY = 0xa5, NAN_BYTE = 0xff };
@@ -112,7 +112,8 @@ static void run_ref(const struct conv *conv, const struct conv_geometry *g, cons
 static int out_size(const struct conv_params *p, int dimension, int in)
 {
     return (in + 2 * p->padding[dimension] - p->dilation[dimension] * (p->kernel[dimension] - 1) - 1) /
-               p->stride[dimension] + 1;
+               p->stride[dimension] +
+           1;
 }
 
 /* One convolution at one size through both tables, for several numbers of threads. */
@@ -142,8 +143,12 @@ static void compare(const struct conv *conv, int n, int height, int width)
         uint8_t *out = buffer(out_bytes, CANARY);
         if (alias)
             memcpy(out, other, out_bytes);
-        const struct conv_buffers b = {.input = in, .packed = packed, .output = out,
-                                       .residual = !conv->has_residual ? NULL : alias ? out : other};
+        const struct conv_buffers b = {.input = in,
+                                       .packed = packed,
+                                       .output = out,
+                                       .residual = !conv->has_residual ? NULL
+                                                   : alias             ? out
+                                                                       : other};
         for (int task = work.tasks; task-- > 0;)
             kernel->run(conv, &g, &work, &b, task, scratch);
         check_canaries(out, out_bytes, CANARY);
@@ -177,8 +182,8 @@ static struct conv conv_of(int in, int out, int kernel, int stride, int padding)
 
 static void test_pointwise(void **state)
 {
-    static const int channels[][2] = {{32, 32}, {64, 256}, {256, 64}, {64, 1}, {96, 33}, {512, 70}, {33, 64},
-                                      {1, 1},   {31, 95},  {2048, 40}, {1024, 512}};
+    static const int channels[][2] = {{32, 32}, {64, 256}, {256, 64}, {64, 1},    {96, 33},   {512, 70},
+                                      {33, 64}, {1, 1},    {31, 95},  {2048, 40}, {1024, 512}};
     static const int sizes[][3] = {{1, 1, 1}, {1, 7, 7}, {3, 5, 3}, {1, 14, 14}, {1, 33, 1}, {2, 13, 29}};
     (void)state;
     if (absent)
@@ -291,8 +296,7 @@ static void test_strips(void **state)
     compare(&stem, 1, 225, 223);
 }
 
-static void compare_pool(void (*ref)(const struct pool *, int), void (*run)(const struct pool *, int),
-                         struct pool pool)
+static void compare_pool(void (*ref)(const struct pool *, int), void (*run)(const struct pool *, int), struct pool pool)
 {
     const size_t inputs = (size_t)pool.n * (size_t)pool.in_h * (size_t)pool.in_w * (size_t)pool.channels;
     const size_t outputs = (size_t)pool.n * (size_t)pool.out_h * (size_t)pool.out_w * (size_t)pool.channels;
@@ -332,7 +336,11 @@ static void test_pools(void **state)
     for (size_t c = 0; c < sizeof channels / sizeof *channels; c++) {
         for (size_t i = 0; i < sizeof params / sizeof *params; i++) {
             const struct pool_params *p = &params[i];
-            const struct pool pool = {.params = p, .n = 2, .channels = channels[c], .in_h = 11, .in_w = 8,
+            const struct pool pool = {.params = p,
+                                      .n = 2,
+                                      .channels = channels[c],
+                                      .in_h = 11,
+                                      .in_w = 8,
                                       .out_h = (11 + 2 * p->padding[0] - p->kernel[0]) / p->stride[0] + 1,
                                       .out_w = (8 + 2 * p->padding[1] - p->kernel[1]) / p->stride[1] + 1};
             compare_pool(kernels_ref.max_pool, table->max_pool, pool);
@@ -345,8 +353,8 @@ static void test_pools(void **state)
 
 static void test_conversion(void **state)
 {
-    static const float special[] = {0.0f, -0.0f, 1.0f, -1.0f, 1.00390625f, 1.01171875f, 3.3895314e38f, 3.4e38f,
-                                    INFINITY, -INFINITY, 1.1754944e-38f, 123.456f};
+    static const float special[] = {0.0f,          -0.0f,   1.0f,     -1.0f,     1.00390625f,    1.01171875f,
+                                    3.3895314e38f, 3.4e38f, INFINITY, -INFINITY, 1.1754944e-38f, 123.456f};
     (void)state;
     assert_int_equal(bf16_from_f32(1.00390625f), 0x3f80); /* a tie goes to even, down */
     assert_int_equal(bf16_from_f32(1.01171875f), 0x3f82); /* and up */
@@ -378,9 +386,9 @@ static void test_conversion(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_conversion), cmocka_unit_test(test_pointwise), cmocka_unit_test(test_strided_pointwise),
+        cmocka_unit_test(test_conversion), cmocka_unit_test(test_pointwise),   cmocka_unit_test(test_strided_pointwise),
         cmocka_unit_test(test_3x3),        cmocka_unit_test(test_odd_kernels), cmocka_unit_test(test_grouped),
-        cmocka_unit_test(test_linear),     cmocka_unit_test(test_strips),    cmocka_unit_test(test_pools),
+        cmocka_unit_test(test_linear),     cmocka_unit_test(test_strips),      cmocka_unit_test(test_pools),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }
