@@ -123,9 +123,10 @@ static uint8_t *read_file(const char *path, size_t *size)
 static int set_up(void **state)
 {
     static struct setting s;
+    const bool fast = kernels_openblas.available(NULL, 0);
     const struct model_options options = {.description_path = "config/models/demo64.json",
                                           .weights_path = "config/weights/demo64.safetensors",
-                                          .kernels = &kernels_ref,
+                                          .kernels = fast ? &kernels_openblas : &kernels_ref,
                                           .threads = 2};
     struct rn_error error;
 
@@ -362,7 +363,7 @@ static void test_budget_counts_everything(void **state)
     struct rn_error error;
 
     request.size_given = true;
-    request.input_size = INPUT_SIZE_NATIVE;
+    request.input_size = INPUT_SIZE_CROP;
     while (low + 1 < high) {
         const uint64_t middle = low + (high - low) / 2;
         request.limits.max_request_bytes = middle;
