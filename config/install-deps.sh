@@ -95,14 +95,9 @@ if ! command -v apt-get >/dev/null 2>&1; then
 fi
 if [ "$(id -u)" = 0 ]; then
     as_root="env"
-elif command -v sudo >/dev/null 2>&1; then
+elif command -v sudo >/dev/null 2>&1 && sudo env apt-get --version >/dev/null; then # asks once, before two tries
     as_root="sudo env"
 else
-    as_root="false"
-fi
-# Ask once whether sudo lets this user, before apt-get is tried twice.
-# shellcheck disable=SC2086 # "sudo env" is two words
-if ! $as_root true; then
     echo "Missing:$missing. Installing them needs root or sudo; as root run: apt-get install$missing" >&2
     exit 1
 fi

@@ -85,7 +85,18 @@ def test_a_user_goes_through_sudo(machine):
     machine.add("sudo", 'exec "$@"')
     assert machine.run("build").returncode == 0
     assert all("apt-get" in call for call in machine.calls("sudo"))
-    assert len(machine.calls("sudo")) == len(machine.calls("apt-get")) == 2
+    asked, update, install = machine.calls("sudo")  # first whether it may
+    assert " update" in update and " install" in install and "apt-get" in asked
+    assert len(machine.calls("apt-get")) == 3
+
+
+def test_sudo_that_refuses_is_asked_once(machine):
+    machine.add("id", "echo 1000")
+    machine.add("sudo", "echo 'user is not in the sudoers file.' >&2; exit 1")
+    done = machine.run("build")
+    assert done.returncode == 1
+    assert len(machine.calls("sudo")) == 1 and not machine.calls("apt-get")
+    assert "not in the sudoers file" in done.err and "as root run: apt-get install libmicrohttpd-dev" in done.err
 
 
 def test_neither_root_nor_sudo(machine):
