@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import xml.etree.ElementTree as ElementTree
 
 TALLY = os.environ.get("TALLY", "build/tally")
@@ -40,12 +41,14 @@ def run(command, timeout=SECONDS_PER_BINARY):
         return 127, "%s\n" % error
 
 
-def report(name, passed, failed, skipped, output):
+def report(name, passed, failed, skipped, output, seconds=0):
     words = ["%d passed" % passed]
     if failed:
         words.append("%d FAILED" % failed)
     if skipped:
         words.append("%d skipped" % skipped)
+    if seconds >= 10:
+        words.append("%.0f s" % seconds)
     print("%-40s %s" % (name, ", ".join(words)), flush=True)
     if failed:
         print(output, flush=True)
@@ -54,12 +57,13 @@ def report(name, passed, failed, skipped, output):
 def unit(binaries):
     total = [0, 0, 0]
     for binary in binaries:
+        start = time.monotonic()
         status, output = run([binary])
         counts = [sum(int(n) for n in re.findall(r"\[ *%s *\] (\d+) test" % word, output))
                   for word in ("PASSED", "FAILED", "SKIPPED")]
         if status != 0 and counts[1] == 0:  # it crashed, or a sanitizer ended it
             counts[1] = 1
-        report(os.path.basename(binary), *counts, output)
+        report(os.path.basename(binary), *counts, output, time.monotonic() - start)
         if counts[2]:
             print("".join("    %s\n" % line for line in re.findall(r"\[ *SKIPPED *\] \D.*", output)), end="")
         total = [a + b for a, b in zip(total, counts)]
