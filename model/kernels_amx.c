@@ -37,6 +37,7 @@
 #include <unistd.h>
 
 #include "bf16.h"
+#include "fetch_order.h"
 #include "kernels_pool.h"
 #include "sizes.h"
 
@@ -535,29 +536,34 @@ ALWAYS_INLINE void finish_row(const struct job *job, const struct pending *p, in
     }
 }
 
+/* A run of memory, and how much of it has been asked for. */
+struct fetch_run {
+    const char *begin;
+    size_t next, lines;
+};
+
 /* Weights on their way into the second-level cache: what of this convolution's is not there yet, then the first of
  * the next one's; `lines` at each step, so that they arrive at an even rate. */
 struct fetch {
-    const char *next, *end, *then, *then_end;
-    int lines;
+    struct fetch_run now, then;
+    size_t lines;
 };
 
-static struct fetch fetch_plan(const char *begin, const char *end, const char *then, size_t then_bytes, int64_t steps)
+static struct fetch fetch_plan(const char *begin, size_t bytes, const char *then, size_t then_bytes, int64_t steps)
 {
-    struct fetch f = {begin, end, then, then ? then + then_bytes : then, 0};
-    const int64_t lines = ((f.end - f.next) + (f.then_end - f.then)) / LINE;
-    f.lines = (int)((lines + steps - 1) / steps);
+    struct fetch f = {{begin, 0, bytes / LINE}, {then, 0, then ? then_bytes / LINE : 0}, 0};
+    f.lines = (f.now.lines + f.then.lines + (size_t)steps - 1) / (size_t)steps;
     return f;
 }
 
 /* On to the next convolution's weights when this one's are all under way. */
 static void fetch_advance(struct fetch *f)
 {
-    if (f->next < f->end)
+    if (f->now.next < f->now.lines)
         return;
-    f->next = f->then;
-    f->end = f->then = f->then_end;
-    if (f->next == f->end)
+    f->now = f->then;
+    f->then.lines = 0;
+    if (f->now.lines == 0)
         f->lines = 0;
 }
 
@@ -592,8 +598,10 @@ ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const bool s
     const struct job j = *job;
     const struct pending p = *pending, u = *upcoming;
     const size_t stride = j.pixel_stride;
-    const int lines = fetch->lines;
-    const char *a0 = o->a0, *a1 = o->a1, *b = o->b, *next = fetch->next;
+    const struct fetch_run run = fetch->now;
+    const size_t lines = fetch->lines;
+    const char *a0 = o->a0, *a1 = o->a1, *b = o->b;
+    size_t next = run.next;
     int row = 0, asked = 0;
 
     _tile_loadd(0, o->bias, 0);
@@ -621,9 +629,8 @@ ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const bool s
                 _tile_dpbf16ps(2, 5, 6);
                 _tile_dpbf16ps(3, 5, 7);
             }
-            for (int i = 0; i < lines; i++)
-                _mm_prefetch(next + i * LINE, _MM_HINT_T1);
-            next += lines * LINE;
+            for (const size_t end = next + lines; next < end; next++)
+                _mm_prefetch(run.begin + fetch_offset(next, run.lines), _MM_HINT_T1);
             for (int end = min_int(p.rows, row + j.share); row < end; row++)
                 finish_row(&j, &p, row, ending_adds(ending));
             if (ending_asks(ending))
@@ -631,7 +638,7 @@ ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const bool s
                     prefetch_for_writing(u.out + (size_t)max_int(0, u.pixel[asked]) * j.out_stride);
         }
     }
-    fetch->next = next;
+    fetch->now.next = next;
     _tile_stored(0, o->sums, BLOCK * sizeof(float));
     _tile_stored(1, o->sums + TILE, BLOCK * sizeof(float));
     if (tiles > 1) {
@@ -735,8 +742,9 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
     /* The predecessor has fetched the first of the weights if it was told to. */
     const int64_t pairs = ceil_div(v.tiles, 2);
     const char *const range_begin = weights + (size_t)first_block * block_bytes(&f);
+    const size_t head = min_size(HEAD_BYTES, range_bytes);
     const size_t then_bytes = min_size(buffers->upcoming_bytes / (size_t)ranges, HEAD_BYTES);
-    struct fetch fetch = fetch_plan(range_begin + min_size(HEAD_BYTES, range_bytes), range_begin + range_bytes,
+    struct fetch fetch = fetch_plan(range_begin + head, range_bytes - head,
                                     buffers->upcoming ? (const char *)buffers->upcoming +
                                                             buffers->upcoming_bytes / (size_t)ranges * (size_t)range
                                                       : NULL,
