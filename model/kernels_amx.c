@@ -174,9 +174,8 @@ enum { HEAVY_WEIGHT_BYTES = 1024 * 1024 };
  * may be for that; bytes of a block that stays there while tiles pass by. */
 enum { GROUP_BYTES = 24 * 1024, GROUPED_WEIGHT_BYTES = 640 * 1024, STAYING_BYTES = 15 * 1024 };
 
-/* Bytes of output that are not expected in the second-level cache; of one that takes the place of its residual,
- * which has been read not long ago. */
-enum { COLD_BYTES = 384 * 1024, COLD_RESIDUAL_BYTES = 4096 * 1024 };
+/* How many rows ahead an output line is asked for. */
+enum { AHEAD = 8 };
 
 /* Bytes of the next convolution's weights that are fetched ahead of it. */
 enum { HEAD_BYTES = 384 * 1024 };
@@ -262,13 +261,14 @@ static struct view conv_view(const struct conv_params *p, const struct form *f, 
     return v;
 }
 
-/* Scratch: sums of two blocks of tiles, a line for what is thrown away, offsets of taps, maps of tiles, input. */
+/* Scratch: sums of a block of tiles, an output pixel for what is thrown away, offsets of steps, maps of tiles,
+ * input. */
 struct scratch {
     float *sums;
     char *sink;
-    size_t *tap_offset;  /* [taps], bytes */
+    size_t *step_offset; /* [chunks * taps], bytes: where a step's pixels lie, from the tile's offset on */
     size_t *tile_offset; /* [tiles], bytes */
-    int32_t *pixel;      /* [tiles * m]: the strip's output pixel of each tile row; -1 for none */
+    ptrdiff_t *target;   /* [tiles * m + AHEAD], bytes from the strip's first output pixel to that of each tile row */
     char *input;
     size_t bytes;
 };
@@ -276,17 +276,18 @@ struct scratch {
 static struct scratch scratch_layout(const struct form *f, const struct view *v, void *base)
 {
     struct scratch s = {0};
-    const size_t sums = 0, sink = sums + 2 * SUM_FLOATS * sizeof(float), taps = sink + BLOCK * sizeof(float);
-    const size_t tiles = taps + size_round_up((size_t)f->taps * sizeof(size_t), LINE);
-    const size_t pixels = tiles + size_round_up((size_t)v->tiles * sizeof(size_t), LINE);
-    const size_t input = pixels + size_round_up((size_t)v->tiles * TILE * sizeof(int32_t), LINE);
+    const size_t sums = 0, sink = sums + SUM_FLOATS * sizeof(float);
+    const size_t steps = sink + (size_t)f->blocks * BLOCK * sizeof(float);
+    const size_t tiles = steps + size_round_up((size_t)f->chunks * (size_t)f->taps * sizeof(size_t), LINE);
+    const size_t targets = tiles + size_round_up((size_t)v->tiles * sizeof(size_t), LINE);
+    const size_t input = targets + size_round_up(((size_t)v->tiles * TILE + AHEAD) * sizeof(ptrdiff_t), LINE);
     s.bytes = input + v->input_bytes;
     if (base) {
         s.sums = (float *)((char *)base + sums);
         s.sink = (char *)base + sink;
-        s.tap_offset = (size_t *)((char *)base + taps);
+        s.step_offset = (size_t *)((char *)base + steps);
         s.tile_offset = (size_t *)((char *)base + tiles);
-        s.pixel = (int32_t *)((char *)base + pixels);
+        s.target = (ptrdiff_t *)((char *)base + targets);
         s.input = (char *)base + input;
     }
     return s;
@@ -396,46 +397,52 @@ static void gather_runs(const struct conv_params *p, const struct conv_geometry 
     memset(to, 0, (size_t)(end - to));
 }
 
-/* Where each tap reads, relative to a tile's offset. */
-static void fill_taps(const struct conv_params *p, const struct form *f, const struct view *v, size_t *offset)
+/* Where the steps read, relative to a tile's offset: tap by tap, chunk by chunk. */
+static void fill_steps(const struct conv_params *p, const struct form *f, const struct view *v, size_t *offset)
 {
-    if (f->source != SOURCE_PLANES) { /* direct has one tap, at 0 */
-        for (int ky = 0; ky < f->taps; ky++)
-            offset[ky] = (size_t)(ky * p->dilation[0]) * (size_t)v->plane_w * (size_t)p->in * sizeof(bf16);
-        return;
-    }
     const size_t plane_bytes = (size_t)v->plane_rows * (size_t)v->plane_w * LINE;
-    for (int ky = 0; ky < p->kernel[0]; ky++)
-        for (int kx = 0; kx < p->kernel[1]; kx++) {
-            const int y = ky * p->dilation[0], x = kx * p->dilation[1];
-            int plane = 0; /* rank of the used phase */
-            for (int phase = 0; phase < y % p->stride[0]; phase++)
-                plane += phase_used(p, 0, phase) ? phases_used(p, 1) : 0;
-            for (int phase = 0; phase < x % p->stride[1]; phase++)
-                plane += phase_used(p, 1, phase);
-            *offset++ = (size_t)plane * plane_bytes +
-                        ((size_t)(y / p->stride[0]) * (size_t)v->plane_w + (size_t)(x / p->stride[1])) * LINE;
+    const size_t row_bytes = (size_t)v->plane_w * (size_t)p->in * sizeof(bf16);
+    const size_t *const first = offset;
+
+    for (int tap = 0; tap < f->taps; tap++) {
+        if (f->source != SOURCE_PLANES) { /* runs: a tap is a row; direct has one, at 0 */
+            *offset++ = (size_t)(tap * p->dilation[0]) * row_bytes;
+            continue;
         }
+        const int y = tap / p->kernel[1] * p->dilation[0], x = tap % p->kernel[1] * p->dilation[1];
+        int plane = 0; /* rank of the used phase */
+        for (int phase = 0; phase < y % p->stride[0]; phase++)
+            plane += phase_used(p, 0, phase) ? phases_used(p, 1) : 0;
+        for (int phase = 0; phase < x % p->stride[1]; phase++)
+            plane += phase_used(p, 1, phase);
+        *offset++ = (size_t)plane * plane_bytes +
+                    ((size_t)(y / p->stride[0]) * (size_t)v->plane_w + (size_t)(x / p->stride[1])) * LINE;
+    }
+    for (int i = f->taps; i < f->chunks * f->taps; i++)
+        *offset++ = first[i - f->taps] + v->chunk_stride;
 }
 
-static void fill_tiles(const struct conv_params *p, const struct form *f, const struct view *v, size_t *offset,
-                       int32_t *pixel)
+/* Where tiles read and where their rows are written: `out_stride` bytes from an output pixel to the next; rows that
+ * are no output go to `sink`. */
+static void fill_tiles(const struct conv_params *p, const struct form *f, const struct view *v, size_t out_stride,
+                       ptrdiff_t sink, size_t *offset, ptrdiff_t *target)
 {
     int y = 0, x = 0; /* of the next position; in runs, of the next tile */
 
-    for (int tile = 0; tile < v->tiles; tile++, pixel += v->m) {
+    for (int tile = 0; tile < v->tiles; tile++, target += v->m) {
         switch (f->source) {
         case SOURCE_DIRECT: { /* the last tile overlaps its predecessor rather than the end */
             const int begin = tile * v->m, at = min_int(begin, v->strip_rows - v->m);
             offset[tile] = (size_t)at * v->pixel_stride;
             for (int i = 0; i < v->m; i++)
-                pixel[i] = at + i < begin ? -1 : at + i;
+                target[i] = at + i < begin ? sink : (ptrdiff_t)((size_t)(at + i) * out_stride);
             break;
         }
         case SOURCE_PLANES:
             offset[tile] = (size_t)(tile * v->m) * LINE;
             for (int i = 0; i < v->m; i++) {
-                pixel[i] = y < v->strip_rows && x < v->width ? y * v->width + x : -1;
+                target[i] =
+                    y < v->strip_rows && x < v->width ? (ptrdiff_t)((size_t)(y * v->width + x) * out_stride) : sink;
                 if (++x == v->plane_w) {
                     x = 0;
                     y++;
@@ -446,7 +453,7 @@ static void fill_tiles(const struct conv_params *p, const struct form *f, const 
             offset[tile] = ((size_t)(y * p->stride[0]) * (size_t)v->plane_w + (size_t)(x * p->stride[1])) *
                            (size_t)p->in * sizeof(bf16);
             for (int i = 0; i < v->m; i++)
-                pixel[i] = x + i < v->width ? y * v->width + x + i : -1;
+                target[i] = x + i < v->width ? (ptrdiff_t)((size_t)(y * v->width + x + i) * out_stride) : sink;
             x += v->m;
             if (x >= v->width) {
                 x = 0;
@@ -455,6 +462,8 @@ static void fill_tiles(const struct conv_params *p, const struct form *f, const 
             break;
         }
     }
+    for (int i = 0; i < AHEAD; i++)
+        target[i] = sink;
 }
 
 /* ---- multiply ---- */
@@ -476,25 +485,29 @@ static void tiles_configure(int m)
     __asm__ volatile("ldtilecfg %0" : : "m"(config));
 }
 
+/* How finished sums become outputs: all 32 channels rounded to bf16, without a residual or with one that stands in
+ * the output's place; or whatever else a convolution may want. */
+enum ending { ENDING_PLAIN, ENDING_RESIDUAL, ENDING_GENERAL, ENDING_COUNT };
+
 /* Finished sums on their way to the output. */
 struct pending {
-    const float *sums;
-    const int32_t *pixel;
+    float *sums;             /* where they are to be stored: rows of BLOCK floats */
+    const ptrdiff_t *target; /* [rows + AHEAD], the last AHEAD to be prefetched only */
     int rows;
-    char *out;            /* of the strip's first pixel, at the block's first channel */
-    const char *residual; /* likewise */
-    __mmask32 mask;       /* of channels that exist */
+    enum ending ending;
+    uintptr_t out;      /* address of the strip's first output pixel, at the block's first channel */
+    uintptr_t residual; /* likewise */
+    __mmask32 mask;     /* of channels that exist */
 };
 
 struct job {
-    size_t pixel_stride, chunk_stride;
-    const size_t *tap_offset;
-    int chunks, taps, m;
-    int share;         /* rows to finish at each step */
-    size_t out_stride; /* bytes from a pixel to the next */
-    __m512i floor;     /* ReLU on bf16 as 16-bit integers: 0, or the smallest of all */
-    char *sink;        /* for what is thrown away */
-    bool relu, output_f32;
+    size_t pixel_stride;
+    const size_t *step_offset;
+    int steps, m;
+    int share;     /* rows to finish at each step, or in each quarter of one (spread) */
+    __m512i floor; /* ReLU on bf16 as 16-bit integers: 0, or the smallest of all */
+    ptrdiff_t sink;
+    bool relu, residual, output_f32;
 };
 
 ALWAYS_INLINE __m512 widen(__m256i x)
@@ -507,20 +520,31 @@ ALWAYS_INLINE void prefetch_for_writing(const char *line)
     __asm__ volatile("prefetchw %0" : : "m"(*line));
 }
 
-/* The sums of one tile row become an output pixel. */
-ALWAYS_INLINE void finish_row(const struct job *job, const struct pending *p, int row, const bool residual)
+/* The sums of one tile row become an output pixel: bf16 in all channels. */
+ALWAYS_INLINE void finish_row(const float *sums, char *out, __m512i floor, const bool residual)
 {
-    const int32_t pixel = p->pixel[row];
-    const float *sums = p->sums + (size_t)row * BLOCK;
-    const size_t at = pixel < 0 ? 0 : (size_t)pixel * job->out_stride;
-    char *out = pixel < 0 ? job->sink : p->out + at;
     __m512 low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + TILE);
     if (residual) {
-        const __m512i r = _mm512_maskz_loadu_epi16(p->mask, p->residual + at);
+        low = _mm512_add_ps(low, widen(_mm256_loadu_si256((const __m256i *)out)));
+        high = _mm512_add_ps(high, widen(_mm256_loadu_si256((const __m256i *)out + 1)));
+    }
+    _mm512_storeu_si512(out, _mm512_max_epi16((__m512i)_mm512_cvtne2ps_pbh(high, low), floor));
+}
+
+/* Likewise, whatever the convolution. */
+static void finish_row_general(const struct job *job, const struct pending *p, int row)
+{
+    const float *sums = p->sums + (size_t)row * BLOCK;
+    char *out = (char *)(p->out + (uintptr_t)p->target[row]);
+    __m512 low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + TILE);
+
+    if (job->residual && p->target[row] != job->sink) {
+        const char *residual = (const char *)(p->residual + (uintptr_t)p->target[row]);
+        const __m512i r = _mm512_maskz_loadu_epi16(p->mask, residual);
         low = _mm512_add_ps(low, widen(_mm512_castsi512_si256(r)));
         high = _mm512_add_ps(high, widen(_mm512_extracti64x4_epi64(r, 1)));
     }
-    if (__builtin_expect(job->output_f32, 0)) {
+    if (job->output_f32) {
         if (job->relu) {
             low = _mm512_max_ps(low, _mm512_setzero_ps());
             high = _mm512_max_ps(high, _mm512_setzero_ps());
@@ -528,11 +552,7 @@ ALWAYS_INLINE void finish_row(const struct job *job, const struct pending *p, in
         _mm512_mask_storeu_ps(out, (__mmask16)p->mask, low);
         _mm512_mask_storeu_ps(out + LINE, (__mmask16)(p->mask >> TILE), high);
     } else {
-        const __m512i pair = _mm512_max_epi16((__m512i)_mm512_cvtne2ps_pbh(high, low), job->floor);
-        if (__builtin_expect(p->mask == (__mmask32)-1, 1))
-            _mm512_storeu_si512(out, pair);
-        else
-            _mm512_mask_storeu_epi16(out, p->mask, pair);
+        _mm512_mask_storeu_epi16(out, p->mask, _mm512_max_epi16((__m512i)_mm512_cvtne2ps_pbh(high, low), job->floor));
     }
 }
 
@@ -567,117 +587,160 @@ static void fetch_advance(struct fetch *f)
         f->lines = 0;
 }
 
-/* What becomes of finished sums. The lines of an output that is not expected in the caches are asked for one block
- * of tiles ahead. */
-enum ending { ENDING_PLAIN, ENDING_RESIDUAL, ENDING_COLD, ENDING_COLD_RESIDUAL, ENDING_COUNT };
-
-static bool ending_adds(enum ending ending)
-{
-    return ending == ENDING_RESIDUAL || ending == ENDING_COLD_RESIDUAL;
-}
-
-static bool ending_asks(enum ending ending)
-{
-    return ending == ENDING_COLD || ending == ENDING_COLD_RESIDUAL;
-}
-
 /* What one call multiplies: pixel tiles at a0 and a1 by the 32 channels at b. */
 struct operands {
     const char *a0, *a1, *b;
     const float *bias;
-    float *sums;
 };
 
-/* Multiply `tiles` (1 or 2) pixel tiles; meanwhile finish what is pending. Weights that do not stay in the
- * first-level cache until their next use are loaded as a stream, which displaces less. */
-ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const bool stream, const enum ending ending,
-                            const struct operands *o, const struct pending *pending, const struct pending *upcoming,
-                            struct fetch *fetch)
-{
-    /* Copies: what is stored through pointers cannot change them, so they stay in registers. */
-    const struct job j = *job;
-    const struct pending p = *pending, u = *upcoming;
-    const size_t stride = j.pixel_stride;
-    const struct fetch_run run = fetch->now;
-    const size_t lines = fetch->lines;
-    const char *a0 = o->a0, *a1 = o->a1, *b = o->b;
-    size_t next = run.next;
-    int row = 0, asked = 0;
+/* What is left to do of a pending block, in registers. */
+struct finishing {
+    const float *sums;
+    const ptrdiff_t *target, *end;
+    uintptr_t out;
+    __m512i floor;
+};
 
-    _tile_loadd(0, o->bias, 0);
-    _tile_loadd(1, o->bias + TILE, 0);
-    if (tiles > 1) {
-        _tile_loadd(2, o->bias, 0);
-        _tile_loadd(3, o->bias + TILE, 0);
-    }
-    for (int chunk = j.chunks; chunk > 0; chunk--, a0 += j.chunk_stride, a1 += j.chunk_stride) {
-        for (int tap = 0; tap < j.taps; tap++, b += STEP_BYTES) {
-            const size_t offset = j.tap_offset[tap];
-            _tile_loadd(4, a0 + offset, stride);
-            if (stream)
-                _tile_stream_loadd(6, b, LINE);
-            else
-                _tile_loadd(6, b, LINE);
-            _tile_dpbf16ps(0, 4, 6);
-            if (stream)
-                _tile_stream_loadd(7, b + STEP_BYTES / 2, LINE);
-            else
-                _tile_loadd(7, b + STEP_BYTES / 2, LINE);
-            _tile_dpbf16ps(1, 4, 7);
-            if (tiles > 1) {
-                _tile_loadd(5, a1 + offset, stride);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
-            }
-            for (const size_t end = next + lines; next < end; next++)
-                _mm_prefetch(run.begin + fetch_offset(next, run.lines), _MM_HINT_T1);
-            for (int end = min_int(p.rows, row + j.share); row < end; row++)
-                finish_row(&j, &p, row, ending_adds(ending));
-            if (ending_asks(ending))
-                for (int end = min_int(u.rows, asked + j.share); asked < end; asked++)
-                    prefetch_for_writing(u.out + (size_t)max_int(0, u.pixel[asked]) * j.out_stride);
+/* Finish up to `rows` more rows. */
+ALWAYS_INLINE void finish_rows(struct finishing *f, ptrdiff_t rows, const struct job *job,
+                               const struct pending *pending, const enum ending ending)
+{
+    const ptrdiff_t *const stop = f->end - f->target > rows ? f->target + rows : f->end;
+    for (; f->target < stop; f->target++, f->sums += BLOCK) {
+        if (ending == ENDING_GENERAL) {
+            finish_row_general(job, pending, (int)(f->target - pending->target));
+            continue;
         }
-    }
-    fetch->now.next = next;
-    _tile_stored(0, o->sums, BLOCK * sizeof(float));
-    _tile_stored(1, o->sums + TILE, BLOCK * sizeof(float));
-    if (tiles > 1) {
-        _tile_stored(2, o->sums + j.m * BLOCK, BLOCK * sizeof(float));
-        _tile_stored(3, o->sums + j.m * BLOCK + TILE, BLOCK * sizeof(float));
+        prefetch_for_writing((const char *)(f->out + (uintptr_t)f->target[AHEAD]));
+        finish_row(f->sums, (char *)(f->out + (uintptr_t)*f->target), f->floor, ending == ENDING_RESIDUAL);
     }
 }
 
-typedef void multiply_function(const struct job *job, const struct operands *o, const struct pending *pending,
-                               const struct pending *upcoming, struct fetch *fetch);
-#define MULTIPLY(name, tiles, stream, ending)                                                                          \
-    static void name(const struct job *job, const struct operands *o, const struct pending *pending,                   \
-                     const struct pending *upcoming, struct fetch *fetch)                                              \
-    {                                                                                                                  \
-        multiply(job, tiles, stream, ending, o, pending, upcoming, fetch);                                             \
-    }
-MULTIPLY(multiply_1, 1, false, ENDING_PLAIN)
-MULTIPLY(multiply_1_residual, 1, false, ENDING_RESIDUAL)
-MULTIPLY(multiply_1_cold, 1, false, ENDING_COLD)
-MULTIPLY(multiply_1_cold_residual, 1, false, ENDING_COLD_RESIDUAL)
-MULTIPLY(multiply_1_stream, 1, true, ENDING_PLAIN)
-MULTIPLY(multiply_1_stream_residual, 1, true, ENDING_RESIDUAL)
-MULTIPLY(multiply_1_stream_cold, 1, true, ENDING_COLD)
-MULTIPLY(multiply_1_stream_cold_residual, 1, true, ENDING_COLD_RESIDUAL)
-MULTIPLY(multiply_2, 2, false, ENDING_PLAIN)
-MULTIPLY(multiply_2_residual, 2, false, ENDING_RESIDUAL)
-MULTIPLY(multiply_2_cold, 2, false, ENDING_COLD)
-MULTIPLY(multiply_2_cold_residual, 2, false, ENDING_COLD_RESIDUAL)
-MULTIPLY(multiply_2_stream, 2, true, ENDING_PLAIN)
-MULTIPLY(multiply_2_stream_residual, 2, true, ENDING_RESIDUAL)
-MULTIPLY(multiply_2_stream_cold, 2, true, ENDING_COLD)
-MULTIPLY(multiply_2_stream_cold_residual, 2, true, ENDING_COLD_RESIDUAL)
+/* How weights are loaded and pending rows finished. Weights that do not stay in the first-level cache until their
+ * next use are loaded as a stream, which displaces less. Where steps are few, rows are spread among the four
+ * multiplications of a step: a core looks only some 500 instructions ahead for one that can run beside them. */
+enum mode { MODE_SPREAD, MODE_STREAM, MODE_COUNT };
 
-/* By [pixel tiles - 1][stream][ending]. */
-static multiply_function *const multiply_functions[2][2][ENDING_COUNT] = {
-    {{multiply_1, multiply_1_residual, multiply_1_cold, multiply_1_cold_residual},
-     {multiply_1_stream, multiply_1_stream_residual, multiply_1_stream_cold, multiply_1_stream_cold_residual}},
-    {{multiply_2, multiply_2_residual, multiply_2_cold, multiply_2_cold_residual},
-     {multiply_2_stream, multiply_2_stream_residual, multiply_2_stream_cold, multiply_2_stream_cold_residual}},
+/* One step: two channel tiles of weights by `tiles` (1 or 2) pixel tiles. The first step of a block also stores the
+ * sums of the block before, tile by tile, and gives the tiles the bias to begin with: so the multiplications of one
+ * block need not wait until all those of the other are through. */
+ALWAYS_INLINE void multiply_step(const struct job *job, const int tiles, const enum mode mode, const enum ending ending,
+                                 const bool first, const char *a0, const char *a1, const char *b, size_t stride,
+                                 ptrdiff_t share, const float *bias, const struct pending *pending, struct finishing *f)
+{
+    float *const sums = pending->sums, *const sums1 = sums + job->m * BLOCK;
+    const bool spread = mode == MODE_SPREAD;
+
+    _tile_loadd(4, a0, stride);
+    if (spread)
+        _tile_loadd(6, b, LINE);
+    else
+        _tile_stream_loadd(6, b, LINE);
+    if (first) {
+        _tile_stored(0, sums, BLOCK * sizeof(float));
+        _tile_loadd(0, bias, 0);
+    }
+    _tile_dpbf16ps(0, 4, 6);
+    if (spread && !first)
+        finish_rows(f, share, job, pending, ending);
+    if (spread)
+        _tile_loadd(7, b + STEP_BYTES / 2, LINE);
+    else
+        _tile_stream_loadd(7, b + STEP_BYTES / 2, LINE);
+    if (first) {
+        _tile_stored(1, sums + TILE, BLOCK * sizeof(float));
+        _tile_loadd(1, bias + TILE, 0);
+    }
+    _tile_dpbf16ps(1, 4, 7);
+    if (first) {
+        _tile_stored(2, sums1, BLOCK * sizeof(float));
+        _tile_stored(3, sums1 + TILE, BLOCK * sizeof(float));
+    }
+    if (spread)
+        finish_rows(f, share, job, pending, ending);
+    if (tiles > 1) {
+        _tile_loadd(5, a1, stride);
+        if (first)
+            _tile_loadd(2, bias, 0);
+        _tile_dpbf16ps(2, 5, 6);
+        if (spread)
+            finish_rows(f, share, job, pending, ending);
+        if (first)
+            _tile_loadd(3, bias + TILE, 0);
+        _tile_dpbf16ps(3, 5, 7);
+        if (spread)
+            finish_rows(f, first ? 2 * share : share, job, pending, ending);
+    } else if (spread) {
+        finish_rows(f, first ? 3 * share : 2 * share, job, pending, ending);
+    }
+    if (!spread)
+        finish_rows(f, share, job, pending, ending);
+}
+
+/* Multiply `tiles` (1 or 2) pixel tiles; meanwhile finish the block before. The sums stay in the tiles until the next
+ * block stores them. */
+ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const enum mode mode, const enum ending ending,
+                            const struct operands *o, const struct pending *pending, struct fetch *fetch)
+{
+    /* Copies: what is stored through pointers cannot change them, so they stay in registers. */
+    const size_t stride = job->pixel_stride, lines = fetch->lines;
+    const char *const a0 = o->a0, *const a1 = o->a1, *b = o->b;
+    const size_t *step = job->step_offset, *const steps_end = step + job->steps;
+    const struct fetch_run run = fetch->now;
+    const ptrdiff_t share = job->share;
+    struct finishing f = {pending->sums, pending->target, pending->target + pending->rows, pending->out, job->floor};
+    size_t next = run.next;
+
+    multiply_step(job, tiles, mode, ending, true, a0 + *step, a1 + *step, b, stride, share, o->bias, pending, &f);
+    for (;;) {
+        for (const size_t end = next + lines; next < end; next++)
+            _mm_prefetch(run.begin + fetch_offset(next, run.lines), _MM_HINT_T1);
+        if (++step == steps_end)
+            break;
+        b += STEP_BYTES;
+        multiply_step(job, tiles, mode, ending, false, a0 + *step, a1 + *step, b, stride, share, NULL, pending, &f);
+    }
+    fetch->now.next = next;
+}
+
+/* Store the sums of the last block and finish it. */
+static void finish_last(const struct job *job, const struct pending *pending)
+{
+    float *const sums = pending->sums, *const sums1 = sums + job->m * BLOCK;
+
+    _tile_stored(0, sums, BLOCK * sizeof(float));
+    _tile_stored(1, sums + TILE, BLOCK * sizeof(float));
+    _tile_stored(2, sums1, BLOCK * sizeof(float));
+    _tile_stored(3, sums1 + TILE, BLOCK * sizeof(float));
+    for (int row = 0; row < pending->rows; row++)
+        finish_row_general(job, pending, row);
+}
+
+typedef void multiply_function(const struct job *job, const struct operands *o, const struct pending *pending,
+                               struct fetch *fetch);
+#define MULTIPLY(name, tiles, mode, ending)                                                                            \
+    static void name(const struct job *job, const struct operands *o, const struct pending *pending,                   \
+                     struct fetch *fetch)                                                                              \
+    {                                                                                                                  \
+        multiply(job, tiles, mode, ending, o, pending, fetch);                                                         \
+    }
+#define MULTIPLY_ENDINGS(name, tiles, mode)                                                                            \
+    MULTIPLY(name##_plain, tiles, mode, ENDING_PLAIN)                                                                  \
+    MULTIPLY(name##_residual, tiles, mode, ENDING_RESIDUAL)                                                            \
+    MULTIPLY(name##_general, tiles, mode, ENDING_GENERAL)
+#define MULTIPLY_ENTRY(name)                                                                                           \
+    {                                                                                                                  \
+        name##_plain, name##_residual, name##_general                                                                  \
+    }
+MULTIPLY_ENDINGS(multiply_1_spread, 1, MODE_SPREAD)
+MULTIPLY_ENDINGS(multiply_1_stream, 1, MODE_STREAM)
+MULTIPLY_ENDINGS(multiply_2_spread, 2, MODE_SPREAD)
+MULTIPLY_ENDINGS(multiply_2_stream, 2, MODE_STREAM)
+
+/* By [pixel tiles - 1][mode][ending]. */
+static multiply_function *const multiply_functions[2][MODE_COUNT][ENDING_COUNT] = {
+    {MULTIPLY_ENTRY(multiply_1_spread), MULTIPLY_ENTRY(multiply_1_stream)},
+    {MULTIPLY_ENTRY(multiply_2_spread), MULTIPLY_ENTRY(multiply_2_stream)},
 };
 
 static void amx_run(const struct conv *conv, const struct conv_geometry *g, const struct conv_work *work,
@@ -700,8 +763,12 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
     assert(task >= 0 && task < work->tasks && s.bytes <= work->scratch_bytes);
     assert(!conv->has_residual || (buffers->residual && !conv->output_f32));
 
-    fill_taps(p, &f, &v, s.tap_offset);
-    fill_tiles(p, &f, &v, s.tile_offset, s.pixel);
+    const size_t out_stride = (size_t)p->out * element;
+    const uintptr_t out = (uintptr_t)buffers->output + first_pixel * out_stride;
+    const uintptr_t residual = conv->has_residual ? (uintptr_t)buffers->residual + first_pixel * out_stride : 0;
+    const ptrdiff_t sink = (ptrdiff_t)((uintptr_t)s.sink - out);
+    fill_steps(p, &f, &v, s.step_offset);
+    fill_tiles(p, &f, &v, out_stride, sink, s.tile_offset, s.target);
     if (f.source == SOURCE_DIRECT) {
         input += first_pixel * v.pixel_stride;
     } else {
@@ -715,21 +782,20 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
     }
     __asm__ volatile("" : : : "memory"); /* tile loads do not say what they read */
 
+    const int steps = f.chunks * f.taps, share = ceil_div(2 * v.m, steps);
+    const enum mode mode = block_bytes(&f) <= STAYING_BYTES ? MODE_SPREAD : MODE_STREAM;
     const struct job job = {
         .pixel_stride = v.pixel_stride,
-        .chunk_stride = v.chunk_stride,
-        .tap_offset = s.tap_offset,
-        .chunks = f.chunks,
-        .taps = f.taps,
+        .step_offset = s.step_offset,
+        .steps = steps,
         .m = v.m,
-        .share = ceil_div(2 * v.m, f.chunks * f.taps),
-        .out_stride = (size_t)p->out * element,
+        .share = mode == MODE_STREAM ? share : ceil_div(share, 4),
         .floor = _mm512_set1_epi16(conv->relu ? 0 : INT16_MIN),
-        .sink = s.sink,
+        .sink = sink,
         .relu = conv->relu,
+        .residual = conv->has_residual,
         .output_f32 = conv->output_f32,
     };
-    const bool residual = conv->has_residual, stream = block_bytes(&f) > STAYING_BYTES;
     const int first_block = part_start(f.blocks, ranges, range), end_block = part_start(f.blocks, ranges, range + 1);
     const size_t range_bytes = (size_t)(end_block - first_block) * block_bytes(&f);
 
@@ -748,14 +814,12 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
                                     buffers->upcoming ? (const char *)buffers->upcoming +
                                                             buffers->upcoming_bytes / (size_t)ranges * (size_t)range
                                                       : NULL,
-                                    then_bytes, pairs * f.chunks * f.taps * (end_block - first_block));
+                                    then_bytes, pairs * steps * (end_block - first_block));
 
-    const size_t output_bytes = (size_t)v.images * (size_t)v.rows * (size_t)v.width * job.out_stride;
-    const bool cold = output_bytes >= (residual ? COLD_RESIDUAL_BYTES : COLD_BYTES);
-    const enum ending ending =
-        residual ? (cold ? ENDING_COLD_RESIDUAL : ENDING_RESIDUAL) : (cold ? ENDING_COLD : ENDING_PLAIN);
-    struct pending pending = {0};
-    int slot = 0;
+    const enum ending whole = conv->output_f32 || (residual && residual != out) ? ENDING_GENERAL
+                              : residual                                        ? ENDING_RESIDUAL
+                                                                                : ENDING_PLAIN;
+    struct pending pending = {.ending = whole, .sums = s.sums, .target = s.target};
     tiles_configure(v.m);
     for (int begin = 0; begin < v.tiles; begin += group) {
         const int stop = min_int(v.tiles, begin + group);
@@ -769,27 +833,23 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
                     .a1 = input + s.tile_offset[tile + count - 1],
                     .b = weights + (size_t)block * block_bytes(&f),
                     .bias = bias + channel,
-                    .sums = s.sums + (size_t)slot * SUM_FLOATS,
                 };
                 const struct pending upcoming = {
-                    .sums = o.sums,
-                    .pixel = s.pixel + tile * v.m,
+                    .sums = s.sums,
+                    .target = s.target + tile * v.m,
                     .rows = count * v.m,
-                    .out = (char *)buffers->output + first_pixel * job.out_stride + channel * element,
-                    .residual = residual
-                                    ? (const char *)buffers->residual + first_pixel * job.out_stride + channel * element
-                                    : NULL,
+                    .ending = channels == BLOCK ? whole : ENDING_GENERAL,
+                    .out = out + channel * element,
+                    .residual = residual + channel * element,
                     .mask = channels == BLOCK ? (__mmask32)-1 : (__mmask32)((1u << channels) - 1u),
                 };
-                multiply_functions[count - 1][stream][ending](&job, &o, &pending, &upcoming, &fetch);
+                multiply_functions[count - 1][mode][pending.ending](&job, &o, &pending, &fetch);
                 fetch_advance(&fetch);
                 pending = upcoming;
-                slot ^= 1;
             }
         }
     }
-    for (int row = 0; row < pending.rows; row++)
-        finish_row(&job, &pending, row, residual);
+    finish_last(&job, &pending);
     _tile_release();
 }
 
