@@ -170,9 +170,12 @@ enum { WORK_STRIPS, WORK_RANGES };
 enum { STRIP_BYTES = 512 * 1024, RUNS_STRIP_BYTES = 256 * 1024, HEAVY_STRIP_BYTES = 1536 * 1024 };
 enum { HEAVY_WEIGHT_BYTES = 1024 * 1024 };
 
+/* Weights that every thread may read whole, so that threads can share out the rows. */
+enum { SHARED_WEIGHT_BYTES = 1280 * 1024 };
+
 /* Bytes of input that stay in the first-level cache while all blocks of weights pass by, and how large the weights
  * may be for that; bytes of a block that stays there while tiles pass by. */
-enum { GROUP_BYTES = 24 * 1024, GROUPED_WEIGHT_BYTES = 640 * 1024, STAYING_BYTES = 15 * 1024 };
+enum { GROUP_BYTES = 16 * 1024, GROUPED_WEIGHT_BYTES = 640 * 1024, STAYING_BYTES = 15 * 1024 };
 
 /* How many rows ahead an output line is asked for. */
 enum { AHEAD = 8 };
@@ -305,9 +308,9 @@ static void amx_plan(const struct conv *conv, const struct conv_geometry *g, int
                          : weights > HEAVY_WEIGHT_BYTES ? HEAVY_STRIP_BYTES
                                                         : STRIP_BYTES;
 
-    /* Threads share out the rows, so that each finds what it wrote itself, unless the weights are much larger. */
+    /* Threads share out the rows, so that each finds what it wrote itself, unless weights are what they read most. */
     int strips = min_int(most, (int)((input + limit - 1) / limit));
-    if (weights <= 2 * input && whole.images * strips % threads != 0)
+    if ((weights <= 2 * input || weights <= SHARED_WEIGHT_BYTES) && whole.images * strips % threads != 0)
         strips = min_int(most, strips + threads - strips % threads);
     const int rows = min_int(whole.rows, ceil_div(most, strips) * unit);
     strips = ceil_div(whole.rows, rows);

@@ -1,10 +1,14 @@
-/* team.c - one task counter, many takers.
+/* team.c - a task counter for each thread's part, many takers.
  *
- * The published operation is (fn, arg, tasks); `state` holds a generation in its high and the next task in
- * its low half. A thread takes task i by moving `state` from (g, i) to (g, i + 1): if that succeeds, the
- * operation it had read before was still generation g. Between operations `state` holds a generation with
- * the counter at CLOSED, so that nobody can take a task while the fields change. The fields are stored with release
- * and read with acquire: whoever has seen a new field also finds `state` closed, and takes nothing. */
+ * The tasks of an operation are cut into one part a thread, in order. A thread takes tasks from its own part first and
+ * then from the others': threads keep to the same rows of an image from operation to operation, which they find in
+ * their own caches, and still nobody waits while there is work.
+ *
+ * The published operation is (fn, arg, tasks); each part's counter holds a generation in its high and the next task in
+ * its low half. A thread takes task i by moving the counter from (g, i) to (g, i + 1): if that succeeds, the
+ * operation it had read before was still generation g. Between operations all counters hold a generation with
+ * the task at CLOSED, so that nobody can take one while the fields change. The fields are stored with release
+ * and read with acquire: whoever has seen a new field also finds the counters closed, and takes nothing. */
 
 #include "team.h"
 
@@ -26,12 +30,18 @@ static const uint64_t CLOSED = 0xffffffffu;
 
 typedef void (*team_task)(void *arg, int index, void *scratch);
 
+/* On a cache line of its own. */
+struct part {
+    _Alignas(64) _Atomic uint64_t next;
+};
+
 struct team {
     int threads;
     size_t scratch_bytes; /* of one thread */
     uint8_t *scratch;     /* [threads * scratch_bytes] */
 
-    _Atomic uint64_t state;
+    struct part *parts; /* [threads] */
+    uint64_t generation;
     _Atomic(team_task) fn;
     _Atomic(void *) arg;
     _Atomic int tasks;
@@ -72,13 +82,21 @@ enum rn_status team_create(int threads, struct team **out, struct rn_error *erro
     if (!team)
         return rn_fail_nomem(error, "a team of threads");
     team->threads = threads > MAX_THREADS ? MAX_THREADS : threads;
-    atomic_init(&team->state, CLOSED);
+    team->parts = aligned_alloc(_Alignof(struct part), (size_t)team->threads * sizeof *team->parts);
+    if (!team->parts) {
+        free(team);
+        return rn_fail_nomem(error, "a team of threads");
+    }
+    for (int i = 0; i < team->threads; i++)
+        atomic_init(&team->parts[i].next, CLOSED);
     if (pthread_mutex_init(&team->lock, NULL)) {
+        free(team->parts);
         free(team);
         return rn_fail_nomem(error, "a team of threads");
     }
     if (pthread_cond_init(&team->wake, NULL)) {
         (void)pthread_mutex_destroy(&team->lock);
+        free(team->parts);
         free(team);
         return rn_fail_nomem(error, "a team of threads");
     }
@@ -102,6 +120,7 @@ void team_destroy(struct team *team)
     (void)pthread_cond_destroy(&team->wake);
     (void)pthread_mutex_destroy(&team->lock);
     free(team->scratch);
+    free(team->parts);
     free(team);
 }
 
@@ -192,10 +211,16 @@ void team_end(struct team *team)
         spin(&spins);
 }
 
-/* Take one task of the published operation and run it; false when there is none to take. */
-static bool run_one(struct team *team, void *scratch)
+static uint64_t part_start(const struct team *team, int tasks, int part)
 {
-    uint64_t state = atomic_load_explicit(&team->state, memory_order_acquire);
+    return (uint64_t)tasks * (uint64_t)part / (uint64_t)team->threads;
+}
+
+/* Take one task of part `part` and run it; false when there is none to take. */
+static bool run_one_of(struct team *team, int part, void *scratch)
+{
+    _Atomic uint64_t *next = &team->parts[part].next;
+    uint64_t state = atomic_load_explicit(next, memory_order_acquire);
 
     for (;;) {
         const uint64_t index = state & CLOSED;
@@ -203,9 +228,9 @@ static bool run_one(struct team *team, void *scratch)
         void *arg = atomic_load_explicit(&team->arg, memory_order_acquire);
         const int tasks = atomic_load_explicit(&team->tasks, memory_order_acquire);
 
-        if (index == CLOSED || index >= (uint64_t)tasks)
+        if (index == CLOSED || index >= part_start(team, tasks, part + 1))
             return false;
-        if (atomic_compare_exchange_weak_explicit(&team->state, &state, state + 1, memory_order_acq_rel,
+        if (atomic_compare_exchange_weak_explicit(next, &state, state + 1, memory_order_acq_rel,
                                                   memory_order_acquire)) {
             fn(arg, (int)index, scratch);
             atomic_fetch_add_explicit(&team->done, 1, memory_order_release);
@@ -214,9 +239,20 @@ static bool run_one(struct team *team, void *scratch)
     }
 }
 
+/* Take one task of the published operation, for the thread in `slot`. */
+static bool run_one(struct team *team, int slot)
+{
+    void *scratch = team->scratch + (size_t)slot * team->scratch_bytes;
+
+    for (int i = 0; i < team->threads; i++)
+        if (run_one_of(team, (slot + i) % team->threads, scratch))
+            return true;
+    return false;
+}
+
 void team_run(struct team *team, int tasks, team_task task, void *arg)
 {
-    const uint64_t generation = atomic_load_explicit(&team->state, memory_order_relaxed) >> 32;
+    const uint64_t generation = ++team->generation << 32;
     unsigned spins = 0;
 
     assert(tasks >= 1 && atomic_load_explicit(&team->open, memory_order_relaxed));
@@ -224,14 +260,16 @@ void team_run(struct team *team, int tasks, team_task task, void *arg)
     atomic_store_explicit(&team->arg, arg, memory_order_release);
     atomic_store_explicit(&team->tasks, tasks, memory_order_release);
     atomic_store_explicit(&team->done, 0, memory_order_relaxed);
-    atomic_store_explicit(&team->state, (generation + 1) << 32, memory_order_release);
+    for (int i = team->threads - 1; i >= 0; i--)
+        atomic_store_explicit(&team->parts[i].next, generation | part_start(team, tasks, i), memory_order_release);
 
-    while (run_one(team, team->scratch))
+    while (run_one(team, 0))
         continue;
     while (atomic_load_explicit(&team->done, memory_order_acquire) != tasks)
         spin(&spins);
     /* Nobody may take a task while the fields above change for the next operation. */
-    atomic_store_explicit(&team->state, ((generation + 1) << 32) | CLOSED, memory_order_release);
+    for (int i = 0; i < team->threads; i++)
+        atomic_store_explicit(&team->parts[i].next, generation | CLOSED, memory_order_release);
 }
 
 /* A free helper slot, 1 .. threads - 1, or 0. */
@@ -258,7 +296,7 @@ int team_help(struct team *team, int (*should_leave)(void *arg), void *arg)
     if (!atomic_load(&team->open) || !(slot = enter(team)))
         return 0;
     while (atomic_load(&team->open) && !should_leave(arg)) {
-        if (run_one(team, team->scratch + (size_t)slot * team->scratch_bytes)) {
+        if (run_one(team, slot)) {
             helped = 1;
             spins = 0;
         } else {

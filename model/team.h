@@ -1,8 +1,8 @@
 /* team.h - threads that help one another inside a forward pass.
  *
  * A worker that runs a forward pass leads; workers that have nothing of their own to do join in. An
- * operation is published as a number of tasks; the leader and whoever is there take tasks from one
- * counter until none is left. The leader never waits for a thread that has not taken a task, so a lone
+ * operation is published as a number of tasks; the leader and whoever is there take tasks, each from
+ * a part of its own first, until none is left. The leader never waits for a thread that has not taken a task, so a lone
  * leader runs at full speed, and a helper leaves between operations as soon as it has work of its own.
  * An idle server therefore gives all its cores to one image, a busy one runs one image a core. */
 
