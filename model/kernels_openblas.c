@@ -1,10 +1,13 @@
 /* kernels_openblas.c - convolution as OpenBLAS's sgemm: the portable fast table, and the only file that
  * includes cblas.h.
  *
- * out[pixels, out] = patches[pixels, K] @ weight[K, out], K = kernel_h * kernel_w * in. A 1x1 convolution
+ * out[pixels, out] = patches[pixels, K] @ weight[out, K]^T, K = kernel_h * kernel_w * in. A 1x1 convolution
  * of stride 1 needs no patches: the activations are the matrix. Everything else gathers the patches of a
  * strip of output pixels into scratch (im2col). OpenBLAS's own threads are off; tasks are ours: strips of
- * pixels, cut also by output channels where there are few pixels. */
+ * pixels, cut also by output channels where there are few pixels.
+ *
+ * Each call of sgemm copies its matrices into an order of its own. For the weights that goes up to twice as fast when
+ * an output's row is contiguous, and it is paid once a strip: strips are long where weights are large. */
 
 #include "kernels_pool.h"
 
@@ -18,8 +21,10 @@ enum {
     TILE_COLUMNS, /* output channels (of one group) in a task */
 };
 
-/* Scratch of one task stays near a core's L2, however wide the image. sgemm likes multiples of PIXEL_UNIT. */
-enum { MAX_PATCH_BYTES = 1 << 20, PIXEL_UNIT = 16, FEW_PIXELS = 128, MIN_COLUMNS = 64 };
+/* Patches or outputs of one strip stay near a core's L2, however wide the image; sgemm likes multiples of PIXEL_UNIT. A
+ * strip has at least as many bytes as a share of the weights that are copied for it. */
+enum { STRIP_BYTES = 1 << 20, MAX_STRIP_BYTES = 8 << 20, WEIGHT_SHARE = 2 };
+enum { PIXEL_UNIT = 16, FEW_PIXELS = 128, MIN_COLUMNS = 64 };
 
 static int div_up(int a, int b)
 {
@@ -60,7 +65,7 @@ static bool conv_supports(const struct conv *conv)
     return true;
 }
 
-/* Packed: bias[out], then weight[group][kernel_h][kernel_w][in / groups][out / groups]. */
+/* Packed: bias[out], then weight[group][out / groups][kernel_h][kernel_w][in / groups]. */
 static size_t conv_packed_bytes(const struct conv *conv)
 {
     const struct conv_params *p = &conv->params;
@@ -71,17 +76,16 @@ static size_t conv_packed_bytes(const struct conv *conv)
 static void conv_pack(const struct conv *conv, const float *weight, const float *bias, void *packed)
 {
     const struct conv_params *p = &conv->params;
-    const size_t in = (size_t)group_in(p), out = (size_t)group_out(p);
+    const size_t in = (size_t)group_in(p);
     const size_t taps = (size_t)p->kernel[0] * (size_t)p->kernel[1];
     float *to = packed;
 
     memcpy(to, bias, (size_t)p->out * sizeof(float));
     to += p->out;
-    for (size_t g = 0; g < (size_t)p->groups; g++, to += taps * in * out)
-        for (size_t o = 0; o < out; o++)
+    for (size_t o = 0; o < (size_t)p->out; o++, weight += in * taps)
+        for (size_t t = 0; t < taps; t++)
             for (size_t i = 0; i < in; i++)
-                for (size_t t = 0; t < taps; t++)
-                    to[(t * in + i) * out + o] = weight[((g * out + o) * in + i) * taps + t];
+                *to++ = weight[i * taps + t];
 }
 
 static void conv_plan(const struct conv *conv, const struct conv_geometry *g, int threads, struct conv_work *work)
@@ -89,12 +93,18 @@ static void conv_plan(const struct conv *conv, const struct conv_geometry *g, in
     const struct conv_params *p = &conv->params;
     const int all_pixels = g->n * g->out_h * g->out_w, out = group_out(p);
     const size_t patch_bytes = (size_t)patch_size(p) * sizeof(float);
+    const size_t pixel_bytes = is_pointwise(p) ? (size_t)out * sizeof(float) : patch_bytes;
+    size_t strip_bytes = (size_t)out * patch_bytes / WEIGHT_SHARE;
     int pixels = div_up(all_pixels, threads), columns = out;
 
     *work = (struct conv_work){0};
-    if (!is_pointwise(p)) {
-        const int most = (int)(MAX_PATCH_BYTES / patch_bytes);
-        pixels = min_int(pixels, most < PIXEL_UNIT ? PIXEL_UNIT : most / PIXEL_UNIT * PIXEL_UNIT);
+    strip_bytes = strip_bytes < STRIP_BYTES       ? STRIP_BYTES
+                  : strip_bytes > MAX_STRIP_BYTES ? MAX_STRIP_BYTES
+                                                  : strip_bytes;
+    if (strip_bytes / pixel_bytes < (size_t)pixels) {
+        const int most = (int)(strip_bytes / pixel_bytes);
+        const int strips = div_up(pixels, most < PIXEL_UNIT ? PIXEL_UNIT : most);
+        pixels = div_up(div_up(pixels, strips), PIXEL_UNIT) * PIXEL_UNIT;
     }
     /* Few pixels to a strip: give the threads whole columns instead, so that the weights are read once. */
     if (threads > 1 && pixels < FEW_PIXELS && out >= threads * MIN_COLUMNS) {
@@ -107,30 +117,46 @@ static void conv_plan(const struct conv *conv, const struct conv_geometry *g, in
     work->scratch_bytes = is_pointwise(p) ? 0 : (size_t)pixels * patch_bytes;
 }
 
+/* Copy `columns` columns of the kernel, `step` floats from one to the next in the image, `in` floats each. */
+static void gather_run(const float *from, size_t step, size_t in, int columns, float *to)
+{
+    if (step == in) {
+        memcpy(to, from, (size_t)columns * in * sizeof(float));
+        return;
+    }
+    for (int i = 0; i < columns; i++, from += step, to += in)
+        memcpy(to, from, in * sizeof(float));
+}
+
 /* Gather the patches of output pixels [pixel, pixel + pixels) of one group: to[pixels, K]. */
 static void gather_patches(const struct conv_params *p, const struct conv_geometry *g, const float *input, int group,
                            int pixel, int pixels, float *to)
 {
-    const size_t in = (size_t)group_in(p), bytes = in * sizeof(float);
+    const size_t in = (size_t)group_in(p), column = (size_t)p->in, row = (size_t)g->in_w * column;
+    const size_t kernel_row = (size_t)p->kernel[1] * in;
+    const int dx = p->dilation[1];
 
-    for (int x = pixel % g->out_w, row = pixel / g->out_w; pixels > 0; row++, x = 0) {
-        const int n = row / g->out_h, y = row % g->out_h;
-        for (; x < g->out_w && pixels > 0; x++, pixels--)
-            for (int ky = 0; ky < p->kernel[0]; ky++) {
-                const int in_y = y * p->stride[0] - p->padding[0] + ky * p->dilation[0];
-                for (int kx = 0; kx < p->kernel[1]; kx++, to += in) {
-                    const int in_x = x * p->stride[1] - p->padding[1] + kx * p->dilation[1];
-                    if (in_y < 0 || in_y >= g->in_h || in_x < 0 || in_x >= g->in_w)
-                        memset(to, 0, bytes);
-                    else
-                        memcpy(to,
-                               input +
-                                   (((size_t)n * (size_t)g->in_h + (size_t)in_y) * (size_t)g->in_w + (size_t)in_x) *
-                                       (size_t)p->in +
-                                   (size_t)group * in,
-                               bytes);
-                }
+    for (int i = pixel; i < pixel + pixels; i++) {
+        const int x = i % g->out_w, y = i / g->out_w % g->out_h, n = i / g->out_w / g->out_h;
+        const float *image = input + (size_t)n * (size_t)g->in_h * row + (size_t)group * in;
+        /* Columns [left, right) of the kernel are inside. */
+        const int in_x = x * p->stride[1] - p->padding[1];
+        const int left = min_int(p->kernel[1], in_x < 0 ? div_up(-in_x, dx) : 0);
+        const int inside = in_x < g->in_w ? min_int(p->kernel[1], div_up(g->in_w - in_x, dx)) : 0;
+        const int right = inside < left ? left : inside;
+        for (int ky = 0; ky < p->kernel[0]; ky++, to += kernel_row) {
+            const int in_y = y * p->stride[0] - p->padding[0] + ky * p->dilation[0];
+            if (in_y < 0 || in_y >= g->in_h || left == right) {
+                memset(to, 0, kernel_row * sizeof(float));
+                continue;
             }
+            if (left)
+                memset(to, 0, (size_t)left * in * sizeof(float));
+            gather_run(image + (size_t)in_y * row + (size_t)(in_x + left * dx) * column, (size_t)dx * column, in,
+                       right - left, to + (size_t)left * in);
+            if (right < p->kernel[1])
+                memset(to + (size_t)right * in, 0, (size_t)(p->kernel[1] - right) * in * sizeof(float));
+        }
     }
 }
 
@@ -150,7 +176,7 @@ static void conv_run(const struct conv *conv, const struct conv_geometry *g, con
     const size_t at = (size_t)pixel * (size_t)p->out + (size_t)channel;
     const float *bias = (const float *)buffers->packed + channel;
     const float *weight =
-        (const float *)buffers->packed + p->out + (size_t)group * (size_t)k * (size_t)group_out(p) + column;
+        (const float *)buffers->packed + p->out + ((size_t)group * (size_t)group_out(p) + (size_t)column) * (size_t)k;
     const float *input = buffers->input, *residual = buffers->residual;
     float *output = (float *)buffers->output + at;
     float beta = 0.0f;
@@ -165,16 +191,16 @@ static void conv_run(const struct conv *conv, const struct conv_geometry *g, con
         input = scratch;
     }
     if (conv->has_residual) {
-        for (int i = 0; i < pixels; i++)
-            for (int c = 0; c < columns; c++)
-                output[(size_t)i * (size_t)p->out + (size_t)c] = residual[at + (size_t)i * (size_t)p->out + (size_t)c];
+        for (int i = 0; i < pixels && residual + at != output; i++)
+            memcpy(output + (size_t)i * (size_t)p->out, residual + at + (size_t)i * (size_t)p->out,
+                   (size_t)columns * sizeof(float));
         beta = 1.0f;
     }
     if (pixels == 1)
-        cblas_sgemv(CblasRowMajor, CblasTrans, k, columns, 1.0f, weight, group_out(p), input, 1, beta, output, 1);
+        cblas_sgemv(CblasRowMajor, CblasNoTrans, columns, k, 1.0f, weight, k, input, 1, beta, output, 1);
     else
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, pixels, columns, k, 1.0f, input, lda, weight,
-                    group_out(p), beta, output, p->out);
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, pixels, columns, k, 1.0f, input, lda, weight, k, beta,
+                    output, p->out);
     for (int i = 0; i < pixels; i++) {
         float *out = output + (size_t)i * (size_t)p->out;
         if (conv->relu)
