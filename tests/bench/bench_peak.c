@@ -5,7 +5,9 @@
  *
  * Prints one JSON line when it starts; then, for every line "run" that it reads, one with the GFLOP/s of all
  * threads together: fp32 multiply-adds with AVX2 and AVX-512, bf16 tile products with AMX; null where the
- * machine has none. It is asked between the runs of the others, since clocks change with the neighbours' load. */
+ * machine has none. It is asked between the runs of the others, since clocks change with the neighbours' load.
+ * The line "probe" measures only the last of these that the machine has, in a few milliseconds: a virtual machine's
+ * core has half of it, or less, while a neighbour works on the core's other hardware thread. */
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -17,7 +19,7 @@
 
 #include "../../model/clock.h"
 
-enum { MAX_THREADS = 256, WARM_UP = 8, BURSTS = 16 };
+enum { MAX_THREADS = 256, WARM_UP = 8, BURSTS = 16, PROBE_WARM_UP = 1, PROBE_BURSTS = 3 };
 
 /* A burst of work and the floating-point operations in it. */
 struct burst {
@@ -158,6 +160,7 @@ enum { KINDS = sizeof BURST_KINDS / sizeof BURST_KINDS[0] };
 struct lane {
     const struct burst *burst;
     pthread_barrier_t *barrier;
+    int warm_up, bursts;
     double gflops;
 };
 
@@ -169,17 +172,17 @@ static void *run_lane(void *arg)
 
     lane->gflops = 0;
     (void)pthread_barrier_wait(lane->barrier);
-    for (int i = 0; i < BURSTS; i++) {
+    for (int i = 0; i < lane->bursts; i++) {
         uint64_t start = clock_now_ns();
         lane->burst->run();
         double gflops = lane->burst->operations / (double)(clock_now_ns() - start);
-        if (i >= WARM_UP && gflops > lane->gflops)
+        if (i >= lane->warm_up && gflops > lane->gflops)
             lane->gflops = gflops;
     }
     return NULL;
 }
 
-static double measure(const struct burst *burst, int threads)
+static double measure(const struct burst *burst, int threads, int warm_up, int bursts)
 {
     struct lane lanes[MAX_THREADS];
     pthread_t ids[MAX_THREADS];
@@ -189,7 +192,7 @@ static double measure(const struct burst *burst, int threads)
     if (pthread_barrier_init(&barrier, NULL, (unsigned)threads))
         abort();
     for (int i = 0; i < threads; i++) {
-        lanes[i] = (struct lane){burst, &barrier, 0};
+        lanes[i] = (struct lane){burst, &barrier, warm_up, bursts, 0};
         if (i > 0 && pthread_create(&ids[i], NULL, run_lane, &lanes[i]))
             abort();
     }
@@ -219,10 +222,19 @@ int main(int argc, char **argv)
     printf("{\"ready\": true, \"threads\": %d}\n", threads);
     fflush(stdout);
     while (fgets(line, sizeof line, stdin)) {
+        if (strcmp(line, "probe\n") == 0) {
+            int last = KINDS - 1;
+            while (last > 0 && !available[last])
+                last--;
+            printf("{\"probe\": %.1f}\n",
+                   available[last] ? measure(&BURST_KINDS[last], threads, PROBE_WARM_UP, PROBE_BURSTS) : 0.0);
+            fflush(stdout);
+            continue;
+        }
         for (int i = 0; i < KINDS; i++) {
             printf("%s\"%s\": ", i ? ", " : "{", BURST_KINDS[i].name);
             if (available[i])
-                printf("%.1f", measure(&BURST_KINDS[i], threads));
+                printf("%.1f", measure(&BURST_KINDS[i], threads, WARM_UP, BURSTS));
             else
                 printf("null");
         }

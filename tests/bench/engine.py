@@ -36,9 +36,10 @@ def measure_engine(bench):
     for threads in bench.thread_counts():
         peers = engine_peers(bench, threads)
         meter = bench.start("peak", [bench.tool("bench_peak"), threads])
+        quiet = Quiet(meter)
         for n, height, width in cases:
             try:
-                measure_case(bench, threads, n, height, width, peers, meter)
+                measure_case(bench, threads, n, height, width, peers, meter, quiet)
             except Missing as error:
                 bench.miss(error)
         for peer in peers + [meter] if meter else peers:
@@ -63,7 +64,42 @@ def prepare(bench, peers, n, height, width):
     return ready, answers
 
 
-def measure_case(bench, threads, n, height, width, peers, meter):
+class Quiet:
+    """Tells whether the cores are this machine's alone at the moment.
+
+    A virtual machine's core may share a physical one with a neighbour's, which comes and goes within seconds and
+    slows some instructions more than others (tile products by more than half, float32 by a third). Each turn
+    is therefore bracketed by probes; it counts as quiet when both reach nearly the best that was ever seen.
+    """
+
+    ENOUGH = 0.9
+    PATIENCE_S = 1.5
+
+    def __init__(self, meter):
+        self.meter = meter
+        self.best = max((self._probe() for _ in range(20)), default=0) if meter else 0
+
+    def _probe(self):
+        return self.meter.ask("probe")["probe"]
+
+    def now(self):
+        if not self.best:
+            return False
+        value = self._probe()
+        self.best = max(self.best, value)
+        return value >= self.ENOUGH * self.best
+
+    def wait(self, until):
+        """For a quiet moment, but not for ever: true when there is one."""
+        until = min(until, time.monotonic() + self.PATIENCE_S)
+        while not self.now():
+            if not self.best or time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        return True
+
+
+def measure_case(bench, threads, n, height, width, peers, meter, quiet):
     # The specification is no competitor: plain C, so slow that it would take the time of all others.
     peers = [peer for peer in peers if peer.name != "ref" or (n == 1 and height * width <= 64 * 64)]
     note(f"{n}x3x{height}x{width}, {threads} thread(s)")
@@ -71,19 +107,23 @@ def measure_case(bench, threads, n, height, width, peers, meter):
     if not peers:
         return
     turn_ms = 40 if bench.quick else 100
-    budget_s = (5 if bench.quick else 25) if n == 1 else (4 if bench.quick else 20)
+    budget_s = (8 if bench.quick else 40) if n == 1 else (8 if bench.quick else 30)
     rounds = {peer.name: [] for peer in peers}
     samples = {peer.name: [] for peer in peers}
     peaks = {"avx2": [], "avx512": [], "amx": []}
+    calm = {peer.name: [] for peer in peers}
     until = time.monotonic() + budget_s
     while len(rounds[peers[0].name]) < 2 or (time.monotonic() < until and len(rounds[peers[0].name]) < 40):
         for peer in peers:
             once_ms = answers[peer.name]["once_ms"]
             count = max(1, min(20, math.ceil(turn_ms / once_ms)))
             warm = int(once_ms < WARM_UP_BELOW_MS)
+            before = quiet.wait(until)
             times = peer.ask(f"run {count + warm}")["ms"][warm:]
             rounds[peer.name].append(median(times))
             samples[peer.name] += times
+            if before and quiet.now():
+                calm[peer.name].append(median(times))
         for name, value in (meter.ask("run") if meter else {}).items():
             if value:
                 peaks[name].append(value)
@@ -114,11 +154,15 @@ def measure_case(bench, threads, n, height, width, peers, meter):
             "gflops": gflops,
             "share_of_peak": gflops / best if gflops and best else None,
             "round_ms": rounds[name],
+            "quiet_round_ms": calm[name],
+            "quiet_ms": median(calm[name]) if calm[name] else None,
             **answers[name],
         }
         for other in (ORT, "pytorch"):
             if other in rounds:
                 entry[f"ratio_to_{other}"] = median([a / b for a, b in zip(rounds[name], rounds[other])])
+                if calm[name] and calm[other]:
+                    entry[f"quiet_ratio_to_{other}"] = entry["quiet_ms"] / median(calm[other])
         case["peers"][name] = entry
         rows.append(
             [
@@ -131,6 +175,9 @@ def measure_case(bench, threads, n, height, width, peers, meter):
                 shown(entry, "share_of_peak", ".0f", 100, "%"),
                 shown(entry, f"ratio_to_{ORT}", ".3f"),
                 shown(entry, "ratio_to_pytorch", ".3f"),
+                len(calm[name]),
+                shown(entry, "quiet_ms"),
+                shown(entry, f"quiet_ratio_to_{ORT}", ".3f"),
                 shown(entry, "difference", ".1e"),
                 shown(entry, "activation_bytes", ".1f", 1e-6),
                 shown(entry, "packed_bytes", ".0f", 1e-6),
@@ -144,7 +191,23 @@ def measure_case(bench, threads, n, height, width, peers, meter):
         + f" GFLOP/s; {case['rounds']} rounds"
     )
     bench.table(
-        ["", "", "ms", "fastest", "p99", "GFLOP/s", "of peak", "/ORT", "/torch", "differs", "act. MB", "weights MB"],
+        [
+            "",
+            "",
+            "ms",
+            "fastest",
+            "p99",
+            "GFLOP/s",
+            "of peak",
+            "/ORT",
+            "/torch",
+            "quiet turns",
+            "ms",
+            "/ORT",
+            "differs",
+            "act. MB",
+            "weights MB",
+        ],
         rows,
     )
 
