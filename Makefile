@@ -80,7 +80,7 @@ help:
 	@echo "make browser      the web page in Chromium"
 	@echo "make check        unit and e2e under ASan + UBSan;  make thread: threaded tests under TSan"
 	@echo "make fuzz         libFuzzer on every target, FUZZ_SECONDS=$(FUZZ_SECONDS) each"
-	@echo "make bench        speed and memory, beside other runtimes (QUICK=1: about three minutes)"
+	@echo "make bench        speed and memory, beside other runtimes (QUICK=1: about four minutes)"
 	@echo "make lint | format"
 	@echo "make install      to PREFIX=$(PREFIX), under DESTDIR"
 	@echo "make deps | deps-test | deps-lint | deps-fuzz | deps-bench   only install packages"

@@ -283,7 +283,7 @@ def main():
         "memory": serving.measure_memory,
     }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few runs of few cases, within about three minutes")
+    parser.add_argument("--quick", action="store_true", help="few runs of few cases, within about four minutes")
     parser.add_argument(
         "--build", default=os.environ.get("B", "build/release"), help="where make built (build/release)"
     )
