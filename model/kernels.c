@@ -31,10 +31,9 @@ const struct conv_kernel *kernels_conv(const struct kernels *kernels, const stru
 {
     const struct conv_kernel *const *kernel = kernels->convs;
 
-    while (!(*kernel)->supports(conv)) {
+    while (*kernel && ((conv->has_branch && !(*kernel)->adds_branch) || !(*kernel)->supports(conv)))
         kernel++;
-        assert(*kernel);
-    }
+    assert(*kernel || conv->has_branch);
     return *kernel;
 }
 
@@ -55,15 +54,21 @@ struct check_case {
 
 /* One of each shape of work that the networks have: the stem, pointwise, 3x3, strided, grouped, tails. */
 static const struct check_case check_cases[] = {
-    {{{3, 64, {7, 7}, {2, 2}, {3, 3}, {1, 1}, 1}, true, false, false}, 29, 31},
-    {{{64, 64, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1}, true, false, false}, 14, 15},
-    {{{64, 256, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1}, true, true, false}, 9, 13},
-    {{{256, 64, {1, 1}, {2, 2}, {0, 0}, {1, 1}, 1}, false, false, false}, 13, 9},
-    {{{64, 64, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, true, false, false}, 15, 14},
-    {{{64, 48, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 1}, true, false, false}, 14, 11},
-    {{{19, 37, {3, 3}, {1, 1}, {2, 2}, {2, 2}, 1}, false, true, false}, 8, 7},
-    {{{32, 32, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 4}, true, false, false}, 7, 7},
-    {{{512, 70, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1}, false, false, true}, 1, 1},
+    {{{3, 64, {7, 7}, {2, 2}, {3, 3}, {1, 1}, 1}, .relu = true, .has_residual = false, .output_f32 = false}, 29, 31},
+    {{{64, 64, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1}, .relu = true, .has_residual = false, .output_f32 = false}, 14, 15},
+    {{{64, 256, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1}, .relu = true, .has_residual = true, .output_f32 = false}, 9, 13},
+    {{{256, 64, {1, 1}, {2, 2}, {0, 0}, {1, 1}, 1}, .relu = false, .has_residual = false, .output_f32 = false}, 13, 9},
+    {{{64, 64, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, .relu = true, .has_residual = false, .output_f32 = false}, 15, 14},
+    {{{64, 48, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 1}, .relu = true, .has_residual = false, .output_f32 = false}, 14, 11},
+    {{{19, 37, {3, 3}, {1, 1}, {2, 2}, {2, 2}, 1}, .relu = false, .has_residual = true, .output_f32 = false}, 8, 7},
+    {{{32, 32, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 4}, .relu = true, .has_residual = false, .output_f32 = false}, 7, 7},
+    {{{512, 70, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1}, .relu = false, .has_residual = false, .output_f32 = true}, 1, 1},
+    {{{64, 96, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1},
+      .relu = true,
+      .has_branch = true,
+      .branch = {48, 96, {1, 1}, {2, 2}, {0, 0}, {1, 1}, 1}},
+     7,
+     5},
 };
 
 /* Small reproducible values in [-1, 1). */
@@ -87,23 +92,31 @@ static void *aligned(size_t bytes)
 
 /* Run one convolution through one table; float32 in and out. False without memory. */
 static bool run_conv(const struct kernels *kernels, const struct conv *conv, const struct conv_geometry *g,
-                     const float *input, const float *weight, const float *bias, const float *residual, float *output)
+                     const float *input, const float *branch, const float *weight, const float *bias,
+                     const float *residual, float *output)
 {
     const struct conv_kernel *kernel = kernels_conv(kernels, conv);
     const size_t in_count = (size_t)g->n * (size_t)g->in_h * (size_t)g->in_w * (size_t)conv->params.in;
     const size_t out_count = (size_t)g->n * (size_t)g->out_h * (size_t)g->out_w * (size_t)conv->params.out;
+    const size_t branch_count =
+        conv->has_branch ? (size_t)g->n * (size_t)g->branch_h * (size_t)g->branch_w * (size_t)conv->branch.in : 0;
     struct conv_work work;
+    void *side = aligned(branch_count * sizeof(float));
     void *in = aligned(in_count * sizeof(float)), *out = aligned(out_count * sizeof(float));
     void *other = aligned(out_count * sizeof(float)), *packed = aligned(kernel->packed_bytes(conv)), *scratch;
     bool ok;
 
     kernel->plan(conv, g, 2, &work);
     scratch = aligned(work.scratch_bytes);
-    ok = in && out && other && packed && scratch;
+    ok = side && in && out && other && packed && scratch;
     if (ok) {
-        const struct conv_buffers buffers = {
-            .input = in, .packed = packed, .residual = conv->has_residual ? other : NULL, .output = out};
+        const struct conv_buffers buffers = {.input = in,
+                                             .packed = packed,
+                                             .residual = conv->has_residual ? other : NULL,
+                                             .branch = conv->has_branch ? side : NULL,
+                                             .output = out};
         kernels->from_f32(input, in, in_count);
+        kernels->from_f32(branch, side, branch_count);
         if (conv->has_residual)
             kernels->from_f32(residual, other, out_count);
         kernel->pack(conv, weight, bias, packed);
@@ -119,6 +132,7 @@ static bool run_conv(const struct kernels *kernels, const struct conv *conv, con
     free(other);
     free(out);
     free(in);
+    free(side);
     return ok;
 }
 
@@ -145,30 +159,65 @@ static enum rn_status judge(const struct kernels *kernels, const char *what, dou
                          kernels->name, what, d);
 }
 
+/* What `ref` gives for `conv`; a branch is computed first and becomes the residual. */
+static bool run_ref(const struct conv *conv, const struct conv_geometry *g, const float *input, const float *branch,
+                    const float *weight, const float *branch_weight, const float *bias, float *residual, float *output)
+{
+    struct conv plain = *conv;
+
+    if (conv->has_branch) {
+        const struct conv alone = {.params = conv->branch};
+        const struct conv_geometry geometry = {
+            .n = g->n, .in_h = g->branch_h, .in_w = g->branch_w, .out_h = g->out_h, .out_w = g->out_w};
+        float *zeros = calloc((size_t)conv->params.out, sizeof *zeros);
+        const bool ok =
+            zeros && run_conv(&kernels_ref, &alone, &geometry, branch, NULL, branch_weight, zeros, NULL, residual);
+        free(zeros);
+        if (!ok)
+            return false;
+        plain.has_branch = false;
+        plain.has_residual = true;
+    }
+    return run_conv(&kernels_ref, &plain, g, input, NULL, weight, bias, residual, output);
+}
+
 static enum rn_status check_conv(const struct kernels *kernels, const struct check_case *c, struct rn_error *error)
 {
-    const struct conv_params *p = &c->conv.params;
+    const struct conv_params *p = &c->conv.params, *branch = &c->conv.branch;
     const struct conv_geometry g = {
         .n = 1,
         .in_h = c->height,
         .in_w = c->width,
         .out_h = (c->height + 2 * p->padding[0] - p->dilation[0] * (p->kernel[0] - 1) - 1) / p->stride[0] + 1,
         .out_w = (c->width + 2 * p->padding[1] - p->dilation[1] * (p->kernel[1] - 1) - 1) / p->stride[1] + 1,
+        .branch_h = c->height * branch->stride[0],
+        .branch_w = c->width * branch->stride[1],
     };
+    const size_t branch_inputs = (size_t)g.branch_h * (size_t)g.branch_w * (size_t)branch->in;
+    const size_t branch_weights = (size_t)p->out * (size_t)branch->in;
     const size_t inputs = (size_t)g.in_h * (size_t)g.in_w * (size_t)p->in;
     const size_t outputs = (size_t)g.out_h * (size_t)g.out_w * (size_t)p->out;
     const size_t weights = (size_t)p->out * (size_t)(p->in / p->groups) * (size_t)p->kernel[0] * (size_t)p->kernel[1];
-    float *values = malloc((inputs + weights + (size_t)p->out + 3 * outputs) * sizeof *values);
-    float *input = values, *weight = input + inputs, *bias = weight + weights, *residual = bias + p->out;
-    float *expected = residual + outputs, *actual = expected + outputs;
+    const size_t given = inputs + weights + branch_weights + branch_inputs + (size_t)p->out + outputs;
+    float *values, *input, *weight, *branch_weight, *branch_input, *bias, *residual, *expected, *actual;
     uint32_t seed = 1;
     enum rn_status status;
 
-    if (!values)
+    if (!kernels_conv(kernels, &c->conv)) /* has no branches */
+        return RN_OK;
+    if (!(values = malloc((given + 2 * outputs) * sizeof *values)))
         return rn_fail_nomem(error, "the kernel check");
-    fill(values, inputs + weights + (size_t)p->out + outputs, &seed);
-    if (run_conv(&kernels_ref, &c->conv, &g, input, weight, bias, residual, expected) &&
-        run_conv(kernels, &c->conv, &g, input, weight, bias, residual, actual))
+    input = values;
+    weight = input + inputs;
+    branch_weight = weight + weights;
+    branch_input = branch_weight + branch_weights;
+    bias = branch_input + branch_inputs;
+    residual = bias + p->out;
+    expected = residual + outputs;
+    actual = expected + outputs;
+    fill(values, given, &seed);
+    if (run_ref(&c->conv, &g, input, branch_input, weight, branch_weight, bias, residual, expected) &&
+        run_conv(kernels, &c->conv, &g, input, branch_input, weight, bias, residual, actual))
         status = judge(kernels, kernels_conv(kernels, &c->conv)->name, difference(expected, actual, outputs), error);
     else
         status = rn_fail_nomem(error, "the kernel check");

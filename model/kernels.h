@@ -29,17 +29,20 @@ size_t activation_bytes(enum activation_type type);
 enum { KERNEL_ALIGNMENT = 64 };
 
 /* A convolution with everything fused into it, independent of the input size:
- *   out = act(conv(in, weight) + bias + residual) */
+ *   out = act(conv(in, weight) + conv(branch input, branch weight) + bias + residual) */
 struct conv {
     struct conv_params params;
     bool relu;         /* act is ReLU */
     bool has_residual; /* the residual has the output's shape and type */
     bool output_f32;   /* the output is float32 whatever the activation type (the network's logits); then no residual */
+    bool has_branch;   /* a second convolution of another input is added ("downsample"); only where adds_branch */
+    struct conv_params branch; /* kernel 1x1, no padding, no groups; as many outputs */
 };
 
 /* One convolution at one input size. Linear is a 1x1 convolution with in_h = in_w = 1. */
 struct conv_geometry {
     int n, in_h, in_w, out_h, out_w;
+    int branch_h, branch_w; /* of the branch's input */
 };
 
 /* How a kernel divides one convolution; filled by conv_kernel.plan, private to the kernel but for
@@ -54,6 +57,7 @@ struct conv_buffers {
     const void *input;    /* [n, in_h, in_w, in], activation type */
     const void *packed;   /* from conv_kernel.pack */
     const void *residual; /* [n, out_h, out_w, out], activation type; NULL without one. May be `output` itself */
+    const void *branch;   /* [n, branch_h, branch_w, branch.in], activation type; NULL without one */
     void *output;         /* [n, out_h, out_w, out], activation type */
 
     /* A hint: the packed weights of the convolution that runs next, for fetching them early; NULL for none. */
@@ -64,13 +68,15 @@ struct conv_buffers {
 struct conv_kernel {
     const char *name; /* "gemm_1x1__avx512" */
 
-    /* Whether this kernel computes `conv`. */
+    /* Whether this kernel computes `conv`; asked about one with a branch only if it adds those. */
+    bool adds_branch;
     bool (*supports)(const struct conv *conv);
 
     /* Bytes that `pack` writes; the caller allocates them with KERNEL_ALIGNMENT. */
     size_t (*packed_bytes)(const struct conv *conv);
 
-    /* weight: [out, in / groups, kernel_h, kernel_w] float32, batch norm folded; bias: [out] float32, never NULL. */
+    /* weight: [out, in / groups, kernel_h, kernel_w] float32, batch norm folded, and behind it with a branch
+     * [out, branch.in]; bias: [out] float32, never NULL. */
     void (*pack)(const struct conv *conv, const float *weight, const float *bias, void *packed);
 
     /* Choose the division into tasks for `threads` running threads (1 or more). */
@@ -112,7 +118,7 @@ struct kernels {
     void (*to_f32)(const void *in, float *out, size_t count);
 };
 
-/* The first of the table's convolutions that supports `conv`; never NULL. */
+/* The first of the table's convolutions that supports `conv`; NULL only if it has a branch and none adds it. */
 const struct conv_kernel *kernels_conv(const struct kernels *kernels, const struct conv *conv);
 
 extern const struct kernels kernels_ref;

@@ -18,7 +18,8 @@
  *           columns of the kernel; tiles do not cross output rows
  *
  * Weights are packed per block of 32 output channels in the order in which they are used:
- * [block][chunk][tap][2 tiles][16 pairs of inputs][16 outputs][2], after the bias (float32, padded to blocks).
+ * [block][chunk][tap][2 tiles][16 pairs of inputs][16 outputs][2], after the bias (float32, padded to blocks); a branch
+ * (a block's downsample, added to its last convolution) is more chunks of one tap behind each block's others.
  *
  * Tiles and vectors work side by side: the finished sums of one block of tiles are turned into outputs between
  * the multiplications of the next. */
@@ -83,12 +84,15 @@ enum source { SOURCE_DIRECT, SOURCE_PLANES, SOURCE_RUNS };
 
 struct form {
     enum source source;
-    int chunks, taps; /* steps of a block: chunks * taps */
-    int blocks;       /* of output channels */
+    int chunks, taps; /* steps of a block: chunks * taps, then branch_chunks */
+    int branch_chunks;
+    bool branch_direct; /* the branch's input is read where it lies; else it is copied, pixel by output pixel */
+    int blocks;         /* of output channels */
 };
 
-static struct form conv_form(const struct conv_params *p)
+static struct form conv_form(const struct conv *conv)
 {
+    const struct conv_params *p = &conv->params, *branch = &conv->branch;
     const int channel_chunks = ceil_div(p->in, CHUNK), run_chunks = ceil_div(p->kernel[1] * p->in, CHUNK);
     struct form f = {.source = SOURCE_PLANES, .chunks = channel_chunks, .taps = p->kernel[0] * p->kernel[1]};
     const bool unit = f.taps == 1 && p->stride[0] == 1 && p->stride[1] == 1 && p->padding[0] == 0 && p->padding[1] == 0;
@@ -101,12 +105,22 @@ static struct form conv_form(const struct conv_params *p)
         f.taps = p->kernel[0];
     }
     f.blocks = ceil_div(p->out, BLOCK);
+    if (conv->has_branch) {
+        f.branch_chunks = ceil_div(branch->in, CHUNK);
+        f.branch_direct =
+            f.source == SOURCE_DIRECT && branch->stride[0] == 1 && branch->stride[1] == 1 && branch->in % CHUNK == 0;
+    }
     return f;
+}
+
+static int block_steps(const struct form *f)
+{
+    return f->chunks * f->taps + f->branch_chunks;
 }
 
 static size_t block_bytes(const struct form *f)
 {
-    return (size_t)f->chunks * (size_t)f->taps * STEP_BYTES;
+    return (size_t)block_steps(f) * STEP_BYTES;
 }
 
 static size_t bias_bytes(const struct form *f)
@@ -116,12 +130,12 @@ static size_t bias_bytes(const struct form *f)
 
 static bool amx_supports(const struct conv *conv)
 {
-    return conv->params.groups == 1;
+    return conv->params.groups == 1 && !(conv->has_branch && conv_form(conv).source == SOURCE_RUNS);
 }
 
 static size_t amx_packed_bytes(const struct conv *conv)
 {
-    const struct form f = conv_form(&conv->params);
+    const struct form f = conv_form(conv);
     return bias_bytes(&f) + (size_t)f.blocks * block_bytes(&f);
 }
 
@@ -142,22 +156,33 @@ static float weight_at(const struct conv_params *p, const struct form *f, const 
     return weight[((size_t)o * (size_t)p->in + (size_t)c) * (size_t)(p->kernel[0] * p->kernel[1]) + (size_t)area_index];
 }
 
+/* Likewise, in the branch. */
+static float branch_weight_at(const struct conv_params *branch, const float *weight, int o, int chunk, int k)
+{
+    const int c = chunk * CHUNK + k;
+    return o < branch->out && c < branch->in ? weight[(size_t)o * (size_t)branch->in + (size_t)c] : 0.0f;
+}
+
 static void amx_pack(const struct conv *conv, const float *weight, const float *bias, void *packed)
 {
     const struct conv_params *p = &conv->params;
-    const struct form f = conv_form(p);
+    const struct form f = conv_form(conv);
+    const float *branch_weight = weight + (size_t)p->out * (size_t)p->in * (size_t)(p->kernel[0] * p->kernel[1]);
     bf16 *to = (bf16 *)((char *)packed + bias_bytes(&f));
 
     memset(packed, 0, bias_bytes(&f));
     memcpy(packed, bias, (size_t)p->out * sizeof(float));
     for (int block = 0; block < f.blocks; block++)
-        for (int chunk = 0; chunk < f.chunks; chunk++)
-            for (int tap = 0; tap < f.taps; tap++)
-                for (int tile = 0; tile < BLOCK / TILE; tile++)
-                    for (int pair = 0; pair < CHUNK / 2; pair++)
-                        for (int i = 0; i < 2 * TILE; i++)
-                            *to++ = bf16_from_f32(weight_at(p, &f, weight, block * BLOCK + tile * TILE + i / 2, chunk,
-                                                            tap, pair * 2 + i % 2));
+        for (int step = 0; step < block_steps(&f); step++)
+            for (int tile = 0; tile < BLOCK / TILE; tile++)
+                for (int pair = 0; pair < CHUNK / 2; pair++)
+                    for (int i = 0; i < 2 * TILE; i++) {
+                        const int o = block * BLOCK + tile * TILE + i / 2, k = pair * 2 + i % 2;
+                        const int branch_step = step - f.chunks * f.taps;
+                        *to++ = bf16_from_f32(branch_step < 0
+                                                  ? weight_at(p, &f, weight, o, step / f.taps, step % f.taps, k)
+                                                  : branch_weight_at(&conv->branch, branch_weight, o, branch_step, k));
+                    }
 }
 
 /* ---- what follows from the input size: a task is a strip of rows of one image by a range of blocks ---- */
@@ -193,6 +218,7 @@ struct view {
     size_t row_bytes;                  /* of input, for one output row */
     size_t pixel_stride, chunk_stride; /* bytes */
     size_t input_bytes;                /* of the copy */
+    size_t branch_pixel_stride, branch_chunk_stride, branch_bytes; /* likewise, of the branch's input */
 };
 
 /* Which residue of the stride a dimension's taps use. */
@@ -213,9 +239,10 @@ static int phases_used(const struct conv_params *p, int dimension)
 }
 
 /* The view of a strip of `strip_rows` rows; 0 for a whole image. */
-static struct view conv_view(const struct conv_params *p, const struct form *f, const struct conv_geometry *g,
+static struct view conv_view(const struct conv *conv, const struct form *f, const struct conv_geometry *g,
                              int strip_rows)
 {
+    const struct conv_params *p = &conv->params;
     struct view v = {.images = g->n, .rows = g->out_h, .width = g->out_w};
     const int reach_y = (p->kernel[0] - 1) * p->dilation[0], reach_x = (p->kernel[1] - 1) * p->dilation[1];
 
@@ -261,6 +288,15 @@ static struct view conv_view(const struct conv_params *p, const struct form *f, 
         break;
     }
     }
+    if (f->branch_direct) {
+        v.branch_pixel_stride = (size_t)conv->branch.in * sizeof(bf16);
+        v.branch_chunk_stride = LINE;
+    } else if (f->branch_chunks) {
+        v.branch_pixel_stride = LINE;
+        v.branch_chunk_stride = (size_t)v.tiles * (size_t)v.m * LINE;
+        v.branch_bytes = (size_t)f->branch_chunks * v.branch_chunk_stride;
+    }
+    v.row_bytes += (size_t)v.width * (size_t)f->branch_chunks * LINE;
     return v;
 }
 
@@ -272,7 +308,7 @@ struct scratch {
     size_t *step_offset; /* [chunks * taps], bytes: where a step's pixels lie, from the tile's offset on */
     size_t *tile_offset; /* [tiles], bytes */
     ptrdiff_t *target;   /* [tiles * m + AHEAD], bytes from the strip's first output pixel to that of each tile row */
-    char *input;
+    char *input, *branch;
     size_t bytes;
 };
 
@@ -281,10 +317,11 @@ static struct scratch scratch_layout(const struct form *f, const struct view *v,
     struct scratch s = {0};
     const size_t sums = 0, sink = sums + SUM_FLOATS * sizeof(float);
     const size_t steps = sink + (size_t)f->blocks * BLOCK * sizeof(float);
-    const size_t tiles = steps + size_round_up((size_t)f->chunks * (size_t)f->taps * sizeof(size_t), LINE);
+    const size_t tiles = steps + size_round_up((size_t)(f->chunks * f->taps) * sizeof(size_t), LINE);
     const size_t targets = tiles + size_round_up((size_t)v->tiles * sizeof(size_t), LINE);
     const size_t input = targets + size_round_up(((size_t)v->tiles * TILE + AHEAD) * sizeof(ptrdiff_t), LINE);
-    s.bytes = input + v->input_bytes;
+    const size_t branch = input + v->input_bytes;
+    s.bytes = branch + v->branch_bytes;
     if (base) {
         s.sums = (float *)((char *)base + sums);
         s.sink = (char *)base + sink;
@@ -292,14 +329,15 @@ static struct scratch scratch_layout(const struct form *f, const struct view *v,
         s.tile_offset = (size_t *)((char *)base + tiles);
         s.target = (ptrdiff_t *)((char *)base + targets);
         s.input = (char *)base + input;
+        s.branch = (char *)base + branch;
     }
     return s;
 }
 
 static void amx_plan(const struct conv *conv, const struct conv_geometry *g, int threads, struct conv_work *work)
 {
-    const struct form f = conv_form(&conv->params);
-    const struct view whole = conv_view(&conv->params, &f, g, 0);
+    const struct form f = conv_form(conv);
+    const struct view whole = conv_view(conv, &f, g, 0);
     const size_t weights = (size_t)f.blocks * block_bytes(&f), input = (size_t)whole.rows * whole.row_bytes;
     const int unit = f.source == SOURCE_DIRECT ? 2 * TILE : 1; /* rows that should stay together */
     const int most = ceil_div(whole.rows, unit);
@@ -321,7 +359,7 @@ static void amx_plan(const struct conv *conv, const struct conv_geometry *g, int
     work->tile[WORK_RANGES] = ranges;
     for (int strip = 0; strip < strips; strip++) {
         const int first = part_start(whole.rows, strips, strip), end = part_start(whole.rows, strips, strip + 1);
-        const struct view v = conv_view(&conv->params, &f, g, end - first);
+        const struct view v = conv_view(conv, &f, g, end - first);
         const size_t bytes = scratch_layout(&f, &v, NULL).bytes;
         if (bytes > work->scratch_bytes)
             work->scratch_bytes = bytes;
@@ -398,6 +436,21 @@ static void gather_runs(const struct conv_params *p, const struct conv_geometry 
         memset(to + (size_t)(left + count) * pixel, 0, row_bytes - (size_t)(left + count) * pixel);
     }
     memset(to, 0, (size_t)(end - to));
+}
+
+/* Copy the branch's input for a strip: output position `i` of the tiles reads pixel i of each chunk. */
+static void gather_branch(const struct conv_params *branch, const struct conv_geometry *g, const struct view *v,
+                          const bf16 *input, size_t first_pixel, char *to)
+{
+    const size_t width = (size_t)g->out_w, height = (size_t)g->out_h, row = (size_t)v->width;
+
+    for (size_t i = 0; i < (size_t)v->strip_rows * row; i++) {
+        const size_t pixel = first_pixel + i, x = pixel % width, y = pixel / width % height, n = pixel / width / height;
+        const size_t at = (n * (size_t)g->branch_h + y * (size_t)branch->stride[0]) * (size_t)g->branch_w +
+                          x * (size_t)branch->stride[1];
+        const size_t position = v->plane_w ? i / row * (size_t)v->plane_w + i % row : i;
+        copy_pixel(input + at * (size_t)branch->in, branch->in, to + position * LINE, v->branch_chunk_stride);
+    }
 }
 
 /* Where the steps read, relative to a tile's offset: tap by tap, chunk by chunk. */
@@ -507,6 +560,8 @@ struct job {
     size_t pixel_stride;
     const size_t *step_offset;
     int steps, m;
+    int branch_steps;
+    size_t branch_pixel_stride, branch_chunk_stride;
     int share;     /* rows to finish at each step, or in each quarter of one (spread) */
     __m512i floor; /* ReLU on bf16 as 16-bit integers: 0, or the smallest of all */
     ptrdiff_t sink;
@@ -593,6 +648,7 @@ static void fetch_advance(struct fetch *f)
 /* What one call multiplies: pixel tiles at a0 and a1 by the 32 channels at b. */
 struct operands {
     const char *a0, *a1, *b;
+    const char *branch0, *branch1; /* the same pixels in the branch's input */
     const float *bias;
 };
 
@@ -703,6 +759,16 @@ ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const enum m
         b += STEP_BYTES;
         multiply_step(job, tiles, mode, ending, false, a0 + *step, a1 + *step, b, stride, share, NULL, pending, &f);
     }
+    const char *branch0 = o->branch0, *branch1 = o->branch1;
+    for (int left = job->branch_steps; left > 0; left--) {
+        b += STEP_BYTES;
+        multiply_step(job, tiles, mode, ending, false, branch0, branch1, b, job->branch_pixel_stride, share, NULL,
+                      pending, &f);
+        branch0 += job->branch_chunk_stride;
+        branch1 += job->branch_chunk_stride;
+        for (const size_t end = next + lines; next < end; next++)
+            _mm_prefetch(run.begin + fetch_offset(next, run.lines), _MM_HINT_T1);
+    }
     fetch->now.next = next;
 }
 
@@ -750,12 +816,12 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
                     const struct conv_buffers *buffers, int task, void *scratch)
 {
     const struct conv_params *p = &conv->params;
-    const struct form f = conv_form(p);
+    const struct form f = conv_form(conv);
     const int strips = work->tile[WORK_STRIPS], ranges = work->tile[WORK_RANGES];
     const int range = task % ranges, strip = task / ranges % strips, image = task / ranges / strips;
-    const int rows = conv_view(p, &f, g, 0).rows;
+    const int rows = conv_view(conv, &f, g, 0).rows;
     const int first = part_start(rows, strips, strip), end = part_start(rows, strips, strip + 1);
-    const struct view v = conv_view(p, &f, g, end - first);
+    const struct view v = conv_view(conv, &f, g, end - first);
     const struct scratch s = scratch_layout(&f, &v, scratch);
     const size_t element = conv->output_f32 ? sizeof(float) : sizeof(bf16);
     const size_t first_pixel = ((size_t)image * (size_t)v.rows + (size_t)first) * (size_t)v.width;
@@ -765,6 +831,7 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
 
     assert(task >= 0 && task < work->tasks && s.bytes <= work->scratch_bytes);
     assert(!conv->has_residual || (buffers->residual && !conv->output_f32));
+    assert(!conv->has_branch || buffers->branch);
 
     const size_t out_stride = (size_t)p->out * element;
     const uintptr_t out = (uintptr_t)buffers->output + first_pixel * out_stride;
@@ -783,15 +850,25 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
             gather_runs(p, g, &v, from, first, s.input);
         input = s.input;
     }
+    const char *branch = buffers->branch;
+    if (f.branch_direct) {
+        branch += first_pixel * v.branch_pixel_stride;
+    } else if (f.branch_chunks) {
+        gather_branch(&conv->branch, g, &v, buffers->branch, first_pixel, s.branch);
+        branch = s.branch;
+    }
     __asm__ volatile("" : : : "memory"); /* tile loads do not say what they read */
 
-    const int steps = f.chunks * f.taps, share = ceil_div(2 * v.m, steps);
+    const int steps = block_steps(&f), share = ceil_div(2 * v.m, steps);
     const enum mode mode = block_bytes(&f) <= STAYING_BYTES ? MODE_SPREAD : MODE_STREAM;
     const struct job job = {
         .pixel_stride = v.pixel_stride,
         .step_offset = s.step_offset,
-        .steps = steps,
+        .steps = f.chunks * f.taps,
         .m = v.m,
+        .branch_steps = f.branch_chunks,
+        .branch_pixel_stride = v.branch_pixel_stride,
+        .branch_chunk_stride = v.branch_chunk_stride,
         .share = mode == MODE_STREAM ? share : ceil_div(share, 4),
         .floor = _mm512_set1_epi16(conv->relu ? 0 : INT16_MIN),
         .sink = sink,
@@ -806,7 +883,7 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
      * do not stay in the second are used up block by block. */
     int group = v.tiles;
     if (range_bytes <= GROUPED_WEIGHT_BYTES)
-        group = max_int(1, (int)(GROUP_BYTES / ((size_t)v.m * (size_t)f.chunks * LINE) / 2)) * 2;
+        group = max_int(1, (int)(GROUP_BYTES / ((size_t)v.m * (size_t)(f.chunks + f.branch_chunks) * LINE) / 2)) * 2;
 
     /* The predecessor has fetched the first of the weights if it was told to. */
     const int64_t pairs = ceil_div(v.tiles, 2);
@@ -831,9 +908,12 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
             const int channels = min_int(BLOCK, p->out - block * BLOCK);
             for (int tile = begin; tile < stop; tile += 2) {
                 const int count = min_int(2, stop - tile);
+                const size_t offset0 = s.tile_offset[tile], offset1 = s.tile_offset[tile + count - 1];
                 const struct operands o = {
-                    .a0 = input + s.tile_offset[tile],
-                    .a1 = input + s.tile_offset[tile + count - 1],
+                    .a0 = input + offset0,
+                    .a1 = input + offset1,
+                    .branch0 = branch ? branch + offset0 / v.pixel_stride * v.branch_pixel_stride : NULL,
+                    .branch1 = branch ? branch + offset1 / v.pixel_stride * v.branch_pixel_stride : NULL,
                     .b = weights + (size_t)block * block_bytes(&f),
                     .bias = bias + channel,
                 };
@@ -858,6 +938,7 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
 
 static const struct conv_kernel conv_tiles = {
     .name = "tiles__amx_bf16",
+    .adds_branch = true,
     .supports = amx_supports,
     .packed_bytes = amx_packed_bytes,
     .pack = amx_pack,

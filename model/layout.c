@@ -126,6 +126,8 @@ static enum rn_status place_values(struct layout *layout, struct rn_error *error
         last_read[op->input] = i;
         if (op->residual >= 0)
             last_read[op->residual] = i;
+        if (op->branch >= 0)
+            last_read[op->branch] = i;
     }
     last_read[program->alias[program->network->output_value]] = ops;
     find_roots(layout, roots, last_read);
@@ -174,11 +176,18 @@ done:
     return status;
 }
 
-static struct conv_geometry conv_geometry_of(const struct plan *plan, const struct op *op)
+struct conv_geometry layout_conv_geometry(const struct plan *plan, const struct op *op)
 {
     const struct shape *in = &plan->values[op->input], *out = &plan->values[op->output];
+    const struct shape *branch = op->branch >= 0 ? &plan->values[op->branch] : NULL;
 
-    return (struct conv_geometry){.n = in->n, .in_h = in->h, .in_w = in->w, .out_h = out->h, .out_w = out->w};
+    return (struct conv_geometry){.n = in->n,
+                                  .in_h = in->h,
+                                  .in_w = in->w,
+                                  .out_h = out->h,
+                                  .out_w = out->w,
+                                  .branch_h = branch ? branch->h : 0,
+                                  .branch_w = branch ? branch->w : 0};
 }
 
 enum rn_status layout_init(struct layout *out, const struct program *program, const struct plan *plan, int threads,
@@ -203,7 +212,7 @@ enum rn_status layout_init(struct layout *out, const struct program *program, co
         struct conv_work *work = &out->works[i];
 
         if (op->kind == OP_CONV) {
-            const struct conv_geometry geometry = conv_geometry_of(plan, op);
+            const struct conv_geometry geometry = layout_conv_geometry(plan, op);
             op->kernel->plan(&op->conv, &geometry, threads, work);
             assert(work->tasks >= 1);
         } else {

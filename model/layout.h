@@ -25,6 +25,9 @@ RN_MUST_CHECK enum rn_status layout_init(struct layout *out, const struct progra
                                          int threads, struct rn_error *error);
 void layout_free(struct layout *layout);
 
+/* The sizes of an OP_CONV. */
+struct conv_geometry layout_conv_geometry(const struct plan *plan, const struct op *op);
+
 /* Whether OP_FLATTEN `op` leaves the order of its elements alone at this size. */
 bool layout_flatten_is_free(const struct layout *layout, const struct op *op);
 

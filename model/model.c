@@ -411,10 +411,12 @@ struct timed {
 static void report_op(void *arg, const struct op *op, uint64_t nanoseconds)
 {
     const struct timed *timed = arg;
-    const size_t row = (size_t)(op->call - timed->plan->network->calls);
+    const struct call *calls = timed->plan->network->calls;
+    uint64_t multiply_adds = timed->plan->rows[op->call - calls].multiply_adds;
 
-    timed->report(timed->arg, op->call->path, op->kernel ? op->kernel->name : "", timed->plan->rows[row].multiply_adds,
-                  nanoseconds);
+    if (op->branch >= 0)
+        multiply_adds += timed->plan->rows[op->branch_call - calls].multiply_adds;
+    timed->report(timed->arg, op->call->path, op->kernel ? op->kernel->name : "", multiply_adds, nanoseconds);
 }
 
 void model_forward_timed(const struct model *model, const struct model_plan *plan, struct pass *pass, float *logits,

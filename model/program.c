@@ -101,45 +101,66 @@ static enum rn_status read_batchnorm(struct builder *b, const struct call *call,
     return status;
 }
 
-/* Read the weights of an operation, fold its batch norm into them, and pack them where op->packed says. */
-static enum rn_status pack_conv(struct builder *b, struct op *op)
+/* Weights of one output: in / groups * kernel_h * kernel_w. */
+static size_t filter_elements(const struct conv_params *p)
 {
-    const struct call *call = op->call, *batchnorm = op->batchnorm;
+    return (size_t)(p->in / p->groups) * (size_t)p->kernel[0] * (size_t)p->kernel[1];
+}
+
+/* Read the weights and the bias of one convolution and fold its batch norm (NULL for none) into them:
+ * weight[out, filter], bias[out]. */
+static enum rn_status read_conv(struct builder *b, const struct call *call, const struct call *batchnorm,
+                                const struct conv_params *p, float *weight, float *bias)
+{
     const struct module *m = call->module;
-    const struct conv_params *p = &op->conv.params;
-    const size_t out = (size_t)p->out;
-    const size_t row = (size_t)(p->in / p->groups) * (size_t)p->kernel[0] * (size_t)p->kernel[1];
+    const size_t out = (size_t)p->out, row = filter_elements(p);
     const int64_t shape[4] = {p->out, p->in / p->groups, p->kernel[0], p->kernel[1]};
     const bool linear = m->type == MODULE_LINEAR, has_bias = linear ? m->linear.bias : m->conv.bias;
-    float *weight = NULL, *bias = calloc(out, sizeof *bias);
     double *fold = NULL;
-    size_t count;
-    enum rn_status status = RN_ERR_NOMEM;
+    enum rn_status status;
 
-    if (size_mul(out, row, &count) && count <= SIZE_MAX / sizeof *weight)
-        weight = malloc(count * sizeof *weight);
-    if (batchnorm)
-        fold = malloc(2 * out * sizeof *fold);
-    if (!weight || !bias || (batchnorm && !fold)) {
-        (void)rn_fail_nomem(b->error, "weights");
-        goto done;
-    }
+    memset(bias, 0, out * sizeof *bias);
     if ((status = read_parameter(b, call->path, "weight", linear ? 2 : 4, shape, weight)) ||
-        (has_bias && (status = read_parameter(b, call->path, "bias", 1, shape, bias))))
-        goto done;
-    if (batchnorm) {
+        (has_bias && (status = read_parameter(b, call->path, "bias", 1, shape, bias))) || !batchnorm)
+        return status;
+    fold = malloc(2 * out * sizeof *fold);
+    if (!fold)
+        return rn_fail_nomem(b->error, "weights");
+    if (!(status = read_batchnorm(b, batchnorm, fold, fold + out))) {
         const double *scale = fold, *shift = fold + out;
-        if ((status = read_batchnorm(b, batchnorm, fold, fold + out)))
-            goto done;
         for (size_t o = 0; o < out; o++) {
             for (size_t i = 0; i < row; i++)
                 weight[o * row + i] = (float)((double)weight[o * row + i] * scale[o]);
             bias[o] = (float)((double)bias[o] * scale[o] + shift[o]);
         }
     }
-    op->kernel->pack(&op->conv, weight, bias, op->packed);
-done:
     free(fold);
+    return status;
+}
+
+/* Read the weights of an operation and pack them where op->packed says. */
+static enum rn_status pack_conv(struct builder *b, struct op *op)
+{
+    const struct conv *conv = &op->conv;
+    const size_t out = (size_t)conv->params.out, row = filter_elements(&conv->params);
+    const size_t branch_row = conv->has_branch ? filter_elements(&conv->branch) : 0;
+    float *weight = NULL, *bias = malloc(2 * out * sizeof *bias);
+    size_t count;
+    enum rn_status status;
+
+    if (size_mul(out, row + branch_row, &count) && count <= SIZE_MAX / sizeof *weight)
+        weight = malloc(count * sizeof *weight);
+    if (!weight || !bias)
+        status = rn_fail_nomem(b->error, "weights");
+    else
+        status = read_conv(b, op->call, op->batchnorm, &conv->params, weight, bias);
+    if (!status && conv->has_branch) {
+        status = read_conv(b, op->branch_call, op->branch_batchnorm, &conv->branch, weight + out * row, bias + out);
+        for (size_t o = 0; o < out && !status; o++)
+            bias[o] += bias[out + o];
+    }
+    if (!status)
+        op->kernel->pack(conv, weight, bias, op->packed);
     free(bias);
     free(weight);
     return status;
@@ -179,9 +200,37 @@ static void mark_logits(struct builder *b, int value)
     }
 }
 
-static void build_conv(struct builder *b, struct op *op, const struct call *call)
+/* `op`, whose output is to be added to that of the operation before it: let that one do both, if it is a convolution
+ * of which nobody reads the output alone and its kernel can. It then stands for `op`, which is dropped. */
+static struct op *join_branch(struct builder *b, struct op *op, int other)
+{
+    struct op *main = op - 1;
+    const struct conv_params *p = &op->conv.params;
+    struct conv joined;
+
+    if (b->program->op_count < 2 || main->kind != OP_CONV || main->output != other || main->conv.relu ||
+        main->conv.has_residual || main->conv.has_branch || main->conv.output_f32 || op->input == other ||
+        p->kernel[0] != 1 || p->kernel[1] != 1 || p->padding[0] || p->padding[1] || p->groups != 1)
+        return NULL;
+    joined = main->conv;
+    joined.has_branch = true;
+    joined.branch = *p;
+    if (!kernels_conv(b->program->kernels, &joined))
+        return NULL;
+    main->conv = joined;
+    main->branch = op->input;
+    main->branch_call = op->call;
+    main->branch_batchnorm = op->batchnorm;
+    b->ready[other] = false;
+    b->program->op_count--;
+    return main;
+}
+
+/* Returns the operation that computes `call`: `op`, or an earlier one that it was joined to. */
+static struct op *build_conv(struct builder *b, struct op *op, const struct call *call)
 {
     const struct call *reader;
+    struct op *joined;
     int value = call->output;
 
     op->kind = OP_CONV;
@@ -196,8 +245,12 @@ static void build_conv(struct builder *b, struct op *op, const struct call *call
         const int other = b->program->alias[reader->input == value ? reader->other : reader->input];
         if (other != value && b->ready[other]) {
             absorb(b, reader);
-            op->residual = other;
-            op->conv.has_residual = true;
+            if (only_reader(b, other) == reader && (joined = join_branch(b, op, other))) {
+                op = joined;
+            } else {
+                op->residual = other;
+                op->conv.has_residual = true;
+            }
             value = reader->output;
             reader = only_reader(b, value);
         }
@@ -214,6 +267,7 @@ static void build_conv(struct builder *b, struct op *op, const struct call *call
     }
     op->kernel = kernels_conv(b->program->kernels, &op->conv);
     op->packed_bytes = op->kernel->packed_bytes(&op->conv);
+    return op;
 }
 
 static enum rn_status build_batchnorm(struct builder *b, struct op *op, const struct call *call)
@@ -250,7 +304,8 @@ static enum rn_status build_call(struct builder *b, const struct call *call)
         b->ready[call->output] = true;
         return RN_OK;
     }
-    *op = (struct op){.call = call, .input = program->alias[call->input], .residual = -1, .output = call->output};
+    *op = (struct op){
+        .call = call, .input = program->alias[call->input], .residual = -1, .branch = -1, .output = call->output};
     program->op_count++;
     if (call->kind == CALL_ADD) {
         const struct call *reader = only_reader(b, call->output);
@@ -265,7 +320,7 @@ static enum rn_status build_call(struct builder *b, const struct call *call)
         switch (call->module->type) {
         case MODULE_CONV2D:
         case MODULE_LINEAR:
-            build_conv(b, op, call);
+            op = build_conv(b, op, call);
             break;
         case MODULE_BATCHNORM2D:
             status = build_batchnorm(b, op, call);

@@ -3,7 +3,8 @@
  * network (calls) + weights -> [fuse, fold batch norm, pack] -> program -> placed by layout.h for one size
  *
  * Fusion: Conv2d or Linear takes along the BatchNorm2d, the residual add and the ReLU that follow it, as
- * long as nobody else reads the values in between. What cannot be fused is an operation of its own.
+ * long as nobody else reads the values in between; where the kernels can, also the 1x1 convolution whose output is
+ * added to its own (a block's downsample). What cannot be fused is an operation of its own.
  * Immutable once built. */
 
 #ifndef RESNETD_MODEL_PROGRAM_H
@@ -35,7 +36,9 @@ struct op {
     struct conv conv; /* OP_CONV */
     const struct conv_kernel *kernel;
     const struct call *batchnorm; /* folded into the weights; or NULL */
-    void *packed;                 /* in the program's memory, KERNEL_ALIGNMENT */
+    int branch;                   /* value that the convolution added to this one reads; -1 without one */
+    const struct call *branch_call, *branch_batchnorm;
+    void *packed; /* in the program's memory, KERNEL_ALIGNMENT */
     size_t packed_bytes;
 
     float *scale, *shift; /* OP_BATCHNORM: [features] each, one allocation */

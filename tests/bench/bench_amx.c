@@ -96,26 +96,41 @@ static int out_size(int in, int kernel, int stride, int padding)
     return (in + 2 * padding - kernel) / stride + 1;
 }
 
+/* The last convolution of a block whose downsample it takes along. */
+struct branch {
+    int in, stride, height, width, from;
+};
+
 static void add_conv(int threads, const char *name, int in, int out, int kernel, int stride, int *h, int *w, int from,
-                     int to, int residual, bool relu, bool f32)
+                     int to, int residual, bool relu, bool f32, const struct branch *branch)
 {
     struct operation *o = add(name);
-    const int padding = kernel / 2;
+    const int padding = kernel / 2, branch_in = branch ? branch->in : 0;
     o->conv = (struct conv){.params = {in, out, {kernel, kernel}, {stride, stride}, {padding, padding}, {1, 1}, 1},
                             .relu = relu,
                             .has_residual = residual >= 0,
                             .output_f32 = f32};
-    o->geometry =
-        (struct conv_geometry){1, *h, *w, out_size(*h, kernel, stride, padding), out_size(*w, kernel, stride, padding)};
+    o->geometry = (struct conv_geometry){.n = 1,
+                                         .in_h = *h,
+                                         .in_w = *w,
+                                         .out_h = out_size(*h, kernel, stride, padding),
+                                         .out_w = out_size(*w, kernel, stride, padding)};
+    if (branch) {
+        o->conv.has_branch = true;
+        o->conv.branch =
+            (struct conv_params){branch_in, out, {1, 1}, {branch->stride, branch->stride}, {0, 0}, {1, 1}, 1};
+        o->geometry.branch_h = branch->height;
+        o->geometry.branch_w = branch->width;
+    }
     *h = o->geometry.out_h;
     *w = o->geometry.out_w;
     o->kernel = kernels_conv(&kernels_amx, &o->conv);
     o->kernel->plan(&o->conv, &o->geometry, threads, &o->work);
     o->tasks = o->work.tasks;
-    o->flops = 2.0 * out * in * kernel * kernel * *h * *w;
+    o->flops = 2.0 * out * (in * kernel * kernel + branch_in) * *h * *w;
     scratch_bytes = o->work.scratch_bytes > scratch_bytes ? o->work.scratch_bytes : scratch_bytes;
 
-    const size_t weights = (size_t)(out * in) * (size_t)(kernel * kernel);
+    const size_t weights = (size_t)out * (size_t)(in * kernel * kernel + branch_in);
     float *weight = malloc(weights * sizeof *weight), *bias = calloc((size_t)out, sizeof *bias);
     void *packed = map(o->kernel->packed_bytes(&o->conv));
     if (!weight || !bias)
@@ -132,6 +147,7 @@ static void add_conv(int threads, const char *name, int in, int out, int kernel,
     o->buffers = (struct conv_buffers){.input = activations[from],
                                        .packed = packed,
                                        .residual = residual < 0 ? NULL : activations[residual],
+                                       .branch = branch ? activations[branch->from] : NULL,
                                        .output = activations[to]};
 }
 
@@ -146,8 +162,8 @@ static void add_pool(const char *name, void (*run)(const struct pool *, int), co
     *w = out_w;
 }
 
-/* Values live in four buffers: the block's input, two inner ones, and the downsampled input; the block's output
- * takes the place of its residual. */
+/* Values live in four buffers: the block's input, two inner ones, and the output of a block with a downsample; the
+ * others' output takes the place of their residual. */
 static void build(int threads, int h, int w)
 {
     static const struct pool_params max_params = {{3, 3}, {2, 2}, {1, 1}, {1, 1}, false, true, 0};
@@ -155,29 +171,29 @@ static void build(int threads, int h, int w)
     int in = 64, x = 0; /* x: the buffer of the block's input */
     char name[32];
 
-    add_conv(threads, "conv1", 3, 64, 7, 2, &h, &w, 0, 1, -1, true, false);
+    add_conv(threads, "conv1", 3, 64, 7, 2, &h, &w, 0, 1, -1, true, false, NULL);
     add_pool("maxpool", kernels_amx.max_pool, &max_params, 64, &h, &w, out_size(h, 3, 2, 1), out_size(w, 3, 2, 1), 1,
              0);
     for (int stage = 0; stage < 4; stage++)
         for (int block = 0; block < blocks[stage]; block++) {
             const int planes = 64 << stage, stride = stage && !block ? 2 : 1;
-            int shortcut = x, ds_h = h, ds_w = w;
+            const struct branch downsample = {in, stride, h, w, x};
             snprintf(name, sizeof name, "layer%d.%d.conv1", stage + 1, block ? 1 : 0);
-            add_conv(threads, name, in, planes, 1, 1, &h, &w, x, 1, -1, true, false);
+            add_conv(threads, name, in, planes, 1, 1, &h, &w, x, 1, -1, true, false, NULL);
             snprintf(name, sizeof name, "layer%d.%d.conv2", stage + 1, block ? 1 : 0);
-            add_conv(threads, name, planes, planes, 3, stride, &h, &w, 1, 2, -1, true, false);
-            if (!block) {
-                snprintf(name, sizeof name, "layer%d.0.downsample", stage + 1);
-                shortcut = x ? 0 : 3;
-                add_conv(threads, name, in, planes * 4, 1, stride, &ds_h, &ds_w, x, shortcut, -1, false, false);
-            }
+            add_conv(threads, name, planes, planes, 3, stride, &h, &w, 1, 2, -1, true, false, NULL);
             snprintf(name, sizeof name, "layer%d.%d.conv3", stage + 1, block ? 1 : 0);
-            add_conv(threads, name, planes, planes * 4, 1, 1, &h, &w, 2, shortcut, shortcut, true, false);
-            x = shortcut;
+            if (block) {
+                add_conv(threads, name, planes, planes * 4, 1, 1, &h, &w, 2, x, x, true, false, NULL);
+            } else {
+                const int to = x ? 0 : 3;
+                add_conv(threads, name, planes, planes * 4, 1, 1, &h, &w, 2, to, -1, true, false, &downsample);
+                x = to;
+            }
             in = planes * 4;
         }
     add_pool("avgpool", kernels_amx.adaptive_avg_pool, NULL, 2048, &h, &w, 1, 1, x, 1);
-    add_conv(threads, "fc", 2048, 1000, 1, 1, &h, &w, 1, 2, -1, false, true);
+    add_conv(threads, "fc", 2048, 1000, 1, 1, &h, &w, 1, 2, -1, false, true, NULL);
 }
 
 static void run_task(void *arg, int index, void *scratch)

@@ -116,22 +116,61 @@ static int out_size(const struct conv_params *p, int dimension, int in)
            1;
 }
 
+/* residual += what the branch gives. */
+static void add_branch(const struct conv *conv, const struct conv_geometry *g, const float *input, const float *weight,
+                       float *residual)
+{
+    const struct conv branch = {.params = conv->branch};
+    const struct conv_geometry geometry = {
+        .n = g->n, .in_h = g->branch_h, .in_w = g->branch_w, .out_h = g->out_h, .out_w = g->out_w};
+    const size_t outputs = (size_t)g->n * (size_t)g->out_h * (size_t)g->out_w * (size_t)conv->params.out;
+    float *zeros = calloc((size_t)conv->params.out, sizeof *zeros), *sums = malloc(outputs * sizeof *sums);
+    assert_true(zeros && sums);
+    run_ref(&branch, &geometry, input, weight, zeros, NULL, sums);
+    for (size_t i = 0; i < outputs; i++)
+        residual[i] = (conv->has_residual ? residual[i] : 0.0f) + sums[i];
+    free(sums);
+    free(zeros);
+}
+
+/* The largest input that a 1x1 convolution of this stride turns into `out`. */
+static int branch_size(int out, int stride)
+{
+    return (out - 1) * stride + stride;
+}
+
 /* One convolution at one size through both tables, for several numbers of threads. */
 static void compare(const struct conv *conv, int n, int height, int width)
 {
-    const struct conv_params *p = &conv->params;
-    const struct conv_geometry g = {n, height, width, out_size(p, 0, height), out_size(p, 1, width)};
+    const struct conv_params *p = &conv->params, *branch = &conv->branch;
+    const int out_h = out_size(p, 0, height), out_w = out_size(p, 1, width);
+    const struct conv_geometry g = {.n = n,
+                                    .in_h = height,
+                                    .in_w = width,
+                                    .out_h = out_h,
+                                    .out_w = out_w,
+                                    .branch_h = branch_size(out_h, branch->stride[0]),
+                                    .branch_w = branch_size(out_w, branch->stride[1])};
+    const size_t branch_inputs = (size_t)n * (size_t)g.branch_h * (size_t)g.branch_w * (size_t)branch->in;
     const size_t inputs = (size_t)n * (size_t)height * (size_t)width * (size_t)p->in;
     const size_t outputs = (size_t)n * (size_t)g.out_h * (size_t)g.out_w * (size_t)p->out;
     const size_t weights = (size_t)p->out * (size_t)(p->in / p->groups) * (size_t)(p->kernel[0] * p->kernel[1]);
     const size_t out_bytes = outputs * (conv->output_f32 ? sizeof(float) : sizeof(bf16));
     const struct conv_kernel *kernel = kernels_conv(table, conv);
-    float *input = values(inputs), *weight = values(weights), *bias = values((size_t)p->out);
+    float *input = values(inputs), *bias = values((size_t)p->out), *branch_input = values(branch_inputs);
+    float *weight = values(weights + (size_t)p->out * (size_t)branch->in);
     float *residual = values(outputs), *expected = values(outputs);
     uint8_t *in = to_bf16(input, inputs), *other = to_bf16(residual, outputs);
     uint8_t *packed = buffer(kernel->packed_bytes(conv), CANARY);
+    uint8_t *branch_in = to_bf16(branch_input, branch_inputs);
+    struct conv plain = *conv;
 
-    run_ref(conv, &g, input, weight, bias, conv->has_residual ? residual : NULL, expected);
+    if (conv->has_branch) {
+        add_branch(conv, &g, branch_input, weight + weights, residual);
+        plain.has_branch = false;
+        plain.has_residual = true;
+    }
+    run_ref(&plain, &g, input, weight, bias, plain.has_residual ? residual : NULL, expected);
     kernel->pack(conv, weight, bias, packed);
     check_canaries(packed, kernel->packed_bytes(conv), CANARY);
     for (int threads = 1; threads <= 5; threads++) {
@@ -146,6 +185,7 @@ static void compare(const struct conv *conv, int n, int height, int width)
         const struct conv_buffers b = {.input = in,
                                        .packed = packed,
                                        .output = out,
+                                       .branch = conv->has_branch ? branch_in : NULL,
                                        .residual = !conv->has_residual ? NULL
                                                    : alias             ? out
                                                                        : other};
@@ -153,7 +193,7 @@ static void compare(const struct conv *conv, int n, int height, int width)
             kernel->run(conv, &g, &work, &b, task, scratch);
         check_canaries(out, out_bytes, CANARY);
         check_canaries(scratch, work.scratch_bytes, NAN_BYTE);
-        const double sums = SUM_TOLERANCE * (double)(weights / (size_t)p->out);
+        const double sums = SUM_TOLERANCE * (double)(weights / (size_t)p->out + (size_t)branch->in);
         for (size_t i = 0; i < outputs; i++) {
             const double e = (double)expected[i], a = (double)element(out, i, conv->output_f32);
             const double allowed = sums + (conv->output_f32 ? 0 : ROUND_TOLERANCE * fabs(e));
@@ -165,9 +205,11 @@ static void compare(const struct conv *conv, int n, int height, int width)
         release(out);
         release(scratch);
     }
+    release(branch_in);
     release(packed);
     release(other);
     release(in);
+    free(branch_input);
     free(expected);
     free(residual);
     free(bias);
@@ -231,18 +273,18 @@ static void test_3x3(void **state)
 static void test_odd_kernels(void **state)
 {
     static const struct conv convs[] = {
-        {{3, 64, {7, 7}, {2, 2}, {3, 3}, {1, 1}, 1}, true, false, false},
-        {{1, 6, {5, 5}, {1, 1}, {2, 2}, {1, 1}, 1}, false, false, false},
-        {{6, 16, {5, 5}, {1, 1}, {0, 0}, {1, 1}, 1}, true, false, false},
-        {{3, 96, {11, 11}, {4, 4}, {1, 1}, {1, 1}, 1}, true, false, false},
-        {{3, 64, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, true, false, true},
-        {{40, 24, {3, 3}, {1, 1}, {2, 2}, {2, 2}, 1}, false, true, false},
-        {{40, 24, {3, 3}, {2, 2}, {3, 3}, {3, 3}, 1}, false, false, false},
-        {{32, 40, {1, 7}, {1, 2}, {0, 3}, {1, 1}, 1}, true, false, false},
-        {{32, 40, {5, 2}, {3, 1}, {2, 1}, {1, 2}, 1}, false, false, true},
-        {{5, 40, {2, 4}, {2, 3}, {1, 2}, {3, 1}, 1}, false, true, false},
-        {{64, 64, {1, 1}, {1, 1}, {1, 1}, {1, 1}, 1}, false, false, false},
-        {{48, 64, {6, 6}, {5, 5}, {1, 1}, {1, 1}, 1}, false, false, true},
+        {{3, 64, {7, 7}, {2, 2}, {3, 3}, {1, 1}, 1}, .relu = true, .has_residual = false, .output_f32 = false},
+        {{1, 6, {5, 5}, {1, 1}, {2, 2}, {1, 1}, 1}, .relu = false, .has_residual = false, .output_f32 = false},
+        {{6, 16, {5, 5}, {1, 1}, {0, 0}, {1, 1}, 1}, .relu = true, .has_residual = false, .output_f32 = false},
+        {{3, 96, {11, 11}, {4, 4}, {1, 1}, {1, 1}, 1}, .relu = true, .has_residual = false, .output_f32 = false},
+        {{3, 64, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, .relu = true, .has_residual = false, .output_f32 = true},
+        {{40, 24, {3, 3}, {1, 1}, {2, 2}, {2, 2}, 1}, .relu = false, .has_residual = true, .output_f32 = false},
+        {{40, 24, {3, 3}, {2, 2}, {3, 3}, {3, 3}, 1}, .relu = false, .has_residual = false, .output_f32 = false},
+        {{32, 40, {1, 7}, {1, 2}, {0, 3}, {1, 1}, 1}, .relu = true, .has_residual = false, .output_f32 = false},
+        {{32, 40, {5, 2}, {3, 1}, {2, 1}, {1, 2}, 1}, .relu = false, .has_residual = false, .output_f32 = true},
+        {{5, 40, {2, 4}, {2, 3}, {1, 2}, {3, 1}, 1}, .relu = false, .has_residual = true, .output_f32 = false},
+        {{64, 64, {1, 1}, {1, 1}, {1, 1}, {1, 1}, 1}, .relu = false, .has_residual = false, .output_f32 = false},
+        {{48, 64, {6, 6}, {5, 5}, {1, 1}, {1, 1}, 1}, .relu = false, .has_residual = false, .output_f32 = true},
     };
     (void)state;
     if (absent)
@@ -254,12 +296,46 @@ static void test_odd_kernels(void **state)
     }
 }
 
+/* The last convolution of a block with its downsample: every way to read the first by every way to read the second,
+ * tails in both. */
+static void test_branch(void **state)
+{
+    static const struct {
+        int in, out, kernel, stride, branch_in, branch_stride;
+    } cases[] = {{64, 256, 1, 1, 64, 1},   {128, 512, 1, 1, 256, 2}, {64, 64, 3, 1, 32, 2}, {512, 96, 3, 1, 256, 2},
+                 {1024, 70, 1, 1, 512, 2}, {32, 33, 1, 1, 37, 1},    {40, 64, 1, 1, 64, 3}, {64, 40, 3, 2, 96, 1}};
+    (void)state;
+    if (absent)
+        skip();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct conv conv = conv_of(cases[i].in, cases[i].out, cases[i].kernel, cases[i].stride, cases[i].kernel / 2);
+        const int stride = cases[i].branch_stride;
+        conv.has_branch = true;
+        conv.branch =
+            (struct conv_params){cases[i].branch_in, cases[i].out, {1, 1}, {stride, stride}, {0, 0}, {1, 1}, 1};
+        for (int variant = 0; variant < 4; variant++) {
+            conv.relu = variant == 1;
+            conv.has_residual = variant == 2;
+            conv.output_f32 = variant == 3;
+            compare(&conv, 1, 14, 14);
+            compare(&conv, 3, 5, 1);
+            compare(&conv, 2, 1, 29);
+            compare(&conv, 1, 31, 27);
+        }
+    }
+    /* Few input channels have no form for it, and the last table says so. */
+    struct conv stem = conv_of(3, 64, 7, 2, 3);
+    stem.has_branch = true;
+    stem.branch = (struct conv_params){3, 64, {1, 1}, {2, 2}, {0, 0}, {1, 1}, 1};
+    assert_null(kernels_conv(table, &stem));
+}
+
 static void test_grouped(void **state)
 {
     static const struct conv convs[] = {
-        {{32, 32, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 4}, true, true, false},
-        {{20, 40, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 20}, false, false, false},
-        {{12, 18, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 6}, false, false, true},
+        {{32, 32, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 4}, .relu = true, .has_residual = true, .output_f32 = false},
+        {{20, 40, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 20}, .relu = false, .has_residual = false, .output_f32 = false},
+        {{12, 18, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 6}, .relu = false, .has_residual = false, .output_f32 = true},
     };
     (void)state;
     if (absent)
@@ -387,8 +463,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_conversion), cmocka_unit_test(test_pointwise),   cmocka_unit_test(test_strided_pointwise),
-        cmocka_unit_test(test_3x3),        cmocka_unit_test(test_odd_kernels), cmocka_unit_test(test_grouped),
-        cmocka_unit_test(test_linear),     cmocka_unit_test(test_strips),      cmocka_unit_test(test_pools),
+        cmocka_unit_test(test_3x3),        cmocka_unit_test(test_odd_kernels), cmocka_unit_test(test_branch),
+        cmocka_unit_test(test_grouped),    cmocka_unit_test(test_linear),      cmocka_unit_test(test_strips),
+        cmocka_unit_test(test_pools),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }

@@ -192,9 +192,10 @@ static void describe(const struct program *program, char *text, size_t size)
     text[0] = '\0';
     for (size_t i = 0; i < program->op_count; i++) {
         const struct op *op = &program->ops[i];
-        used += (size_t)snprintf(text + used, size - used, "%s%s(%s%s%s%s)", i ? " " : "", kinds[op->kind],
-                                 op->call->path, op->residual >= 0 ? " +res" : "", op->relu ? " +relu" : "",
-                                 op->conv.output_f32 ? " +f32" : "");
+        used += (size_t)snprintf(text + used, size - used, "%s%s(%s%s%s%s%s%s)", i ? " " : "", kinds[op->kind],
+                                 op->call->path, op->branch >= 0 ? " +" : "",
+                                 op->branch >= 0 ? op->branch_call->path : "", op->residual >= 0 ? " +res" : "",
+                                 op->relu ? " +relu" : "", op->conv.output_f32 ? " +f32" : "");
     }
 }
 
@@ -361,6 +362,45 @@ static void test_fusion(void **state)
         close_network(&o);
     }
     program_free(NULL);
+}
+
+/* With a table whose kernel adds branches, a block's downsample joins its last convolution; where it cannot, or
+ * somebody else reads that one's output, it stays alone. test_outputs says whether the sums are right. */
+static void test_branches(void **state)
+{
+    static const struct {
+        const char *name, *modules, *operations;
+    } cases[] = {
+        {"bottlenecks",
+         "{\"name\": \"l\", \"type\": \"Bottleneck\", \"in\": 3, \"planes\": 4, \"blocks\": 2, \"stride\": 2}",
+         "conv(l.0.conv1 +relu) conv(l.0.conv2 +relu) conv(l.0.conv3 +l.0.downsample.0 +relu) "
+         "conv(l.1.conv1 +relu) conv(l.1.conv2 +relu) conv(l.1.conv3 +res +relu)"},
+        {"basic blocks", "{\"name\": \"l\", \"type\": \"BasicBlock\", \"in\": 3, \"planes\": 16, \"blocks\": 2}",
+         "conv(l.0.conv1 +relu) conv(l.0.conv2 +l.0.downsample.0 +relu) conv(l.1.conv1 +relu) "
+         "conv(l.1.conv2 +res +relu)"},
+        {"residuals", "{\"name\": \"l\", \"type\": \"Residual\", \"in\": 3, \"out\": 8, \"blocks\": 1, \"stride\": 2}",
+         "conv(l.0.conv1 +relu) conv(l.0.conv2 +l.0.conv3 +relu +f32)"},
+    };
+    struct conv_kernel kernel = *kernels_ref.convs[0];
+    const struct conv_kernel *const convs[] = {&kernel, NULL};
+    struct kernels table = kernels_ref;
+
+    (void)state;
+    kernel.adds_branch = true;
+    table.convs = convs;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct opened o = open_network(cases[i].modules, 3);
+        struct program program;
+        struct rn_error error;
+        char text[1024];
+        if (program_build(&o.network, o.weights, &table, &program, &error))
+            fail_msg("%s: %s", cases[i].name, error.text);
+        describe(&program, text, sizeof text);
+        if (strcmp(text, cases[i].operations) != 0)
+            fail_msg("%s: \"%s\" instead of \"%s\"", cases[i].name, text, cases[i].operations);
+        program_free(&program);
+        close_network(&o);
+    }
 }
 
 /* fp32 tables sum in another order; bf16 rounds every activation and weight to 8 bits. */
@@ -532,11 +572,9 @@ static void test_out_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fusion),
-        cmocka_unit_test(test_outputs),
-        cmocka_unit_test(test_add_without_fusion),
-        cmocka_unit_test(test_hand_computed),
-        cmocka_unit_test(test_refused_weights),
+        cmocka_unit_test(test_fusion),        cmocka_unit_test(test_branches),
+        cmocka_unit_test(test_outputs),       cmocka_unit_test(test_add_without_fusion),
+        cmocka_unit_test(test_hand_computed), cmocka_unit_test(test_refused_weights),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
