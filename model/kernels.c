@@ -116,7 +116,8 @@ static bool run_conv(const struct kernels *kernels, const struct conv *conv, con
                                              .branch = conv->has_branch ? side : NULL,
                                              .output = out};
         kernels->from_f32(input, in, in_count);
-        kernels->from_f32(branch, side, branch_count);
+        if (conv->has_branch)
+            kernels->from_f32(branch, side, branch_count);
         if (conv->has_residual)
             kernels->from_f32(residual, other, out_count);
         kernel->pack(conv, weight, bias, packed);
