@@ -21,8 +21,8 @@
  * [block][chunk][tap][2 tiles][16 pairs of inputs][16 outputs][2], after the bias (float32, padded to blocks); a branch
  * (a block's downsample, added to its last convolution) is more chunks of one tap behind each block's others.
  *
- * Tiles and vectors work side by side: the finished sums of one block of tiles are turned into outputs between
- * the multiplications of the next. */
+ * Tiles and vectors work side by side: the sums of one block of tiles are stored in the first step of the next block,
+ * and turned into outputs between its multiplications. */
 
 #include "kernels.h"
 
