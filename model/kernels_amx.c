@@ -645,6 +645,13 @@ static void fetch_advance(struct fetch *f)
         f->lines = 0;
 }
 
+/* Ask for `lines` more lines of a run. */
+ALWAYS_INLINE void fetch_lines(const struct fetch_run *run, size_t *next, size_t lines)
+{
+    for (const size_t end = *next + lines; *next < end; ++*next)
+        _mm_prefetch(run->begin + fetch_offset(*next, run->lines), _MM_HINT_T1);
+}
+
 /* What one call multiplies: pixel tiles at a0 and a1 by the 32 channels at b. */
 struct operands {
     const char *a0, *a1, *b;
@@ -752,8 +759,7 @@ ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const enum m
 
     multiply_step(job, tiles, mode, ending, true, a0 + *step, a1 + *step, b, stride, share, o->bias, pending, &f);
     for (;;) {
-        for (const size_t end = next + lines; next < end; next++)
-            _mm_prefetch(run.begin + fetch_offset(next, run.lines), _MM_HINT_T1);
+        fetch_lines(&run, &next, lines);
         if (++step == steps_end)
             break;
         b += STEP_BYTES;
@@ -766,8 +772,7 @@ ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const enum m
                       pending, &f);
         branch0 += job->branch_chunk_stride;
         branch1 += job->branch_chunk_stride;
-        for (const size_t end = next + lines; next < end; next++)
-            _mm_prefetch(run.begin + fetch_offset(next, run.lines), _MM_HINT_T1);
+        fetch_lines(&run, &next, lines);
     }
     fetch->now.next = next;
 }

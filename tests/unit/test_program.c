@@ -344,23 +344,28 @@ static const struct chain chains[] = {
      "conv(l.conv1 +relu) conv(l.conv2 +res +relu) relu(r)"},
 };
 
+static void check_operations(const char *name, const char *modules, const struct kernels *table, const char *operations)
+{
+    struct opened o = open_network(modules, 3);
+    struct program program;
+    struct rn_error error;
+    char text[1024];
+
+    if (program_build(&o.network, o.weights, table, &program, &error))
+        fail_msg("%s: %s", name, error.text);
+    describe(&program, text, sizeof text);
+    if (strcmp(text, operations) != 0)
+        fail_msg("%s: \"%s\" instead of \"%s\"", name, text, operations);
+    program_free(&program);
+    program_free(&program);
+    close_network(&o);
+}
+
 static void test_fusion(void **state)
 {
     (void)state;
-    for (size_t i = 0; i < sizeof chains / sizeof *chains; i++) {
-        struct opened o = open_network(chains[i].modules, 3);
-        struct program program;
-        struct rn_error error;
-        char text[1024];
-        if (program_build(&o.network, o.weights, &kernels_ref, &program, &error))
-            fail_msg("%s: %s", chains[i].name, error.text);
-        describe(&program, text, sizeof text);
-        if (strcmp(text, chains[i].operations) != 0)
-            fail_msg("%s: \"%s\" instead of \"%s\"", chains[i].name, text, chains[i].operations);
-        program_free(&program);
-        program_free(&program);
-        close_network(&o);
-    }
+    for (size_t i = 0; i < sizeof chains / sizeof *chains; i++)
+        check_operations(chains[i].name, chains[i].modules, &kernels_ref, chains[i].operations);
     program_free(NULL);
 }
 
@@ -388,19 +393,8 @@ static void test_branches(void **state)
     (void)state;
     kernel.adds_branch = true;
     table.convs = convs;
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        struct opened o = open_network(cases[i].modules, 3);
-        struct program program;
-        struct rn_error error;
-        char text[1024];
-        if (program_build(&o.network, o.weights, &table, &program, &error))
-            fail_msg("%s: %s", cases[i].name, error.text);
-        describe(&program, text, sizeof text);
-        if (strcmp(text, cases[i].operations) != 0)
-            fail_msg("%s: \"%s\" instead of \"%s\"", cases[i].name, text, cases[i].operations);
-        program_free(&program);
-        close_network(&o);
-    }
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        check_operations(cases[i].name, cases[i].modules, &table, cases[i].operations);
 }
 
 /* fp32 tables sum in another order; bf16 rounds every activation and weight to 8 bits. */
