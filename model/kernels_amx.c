@@ -73,11 +73,6 @@ static size_t min_size(size_t a, size_t b)
     return a < b ? a : b;
 }
 
-static int part_start(int count, int parts, int part)
-{
-    return (int)((int64_t)count * part / parts);
-}
-
 /* ---- what follows from the convolution alone ---- */
 
 enum source { SOURCE_DIRECT, SOURCE_PLANES, SOURCE_RUNS };
@@ -442,14 +437,23 @@ static void gather_runs(const struct conv_params *p, const struct conv_geometry 
 static void gather_branch(const struct conv_params *branch, const struct conv_geometry *g, const struct view *v,
                           const bf16 *input, size_t first_pixel, char *to)
 {
-    const size_t width = (size_t)g->out_w, height = (size_t)g->out_h, row = (size_t)v->width;
+    const size_t width = (size_t)g->out_w, height = (size_t)g->out_h;
+    /* Whole rows leave room for the halo between them; pixels without one follow one another. */
+    const size_t gap = v->plane_w ? (size_t)(v->plane_w - v->width) : 0;
+    size_t x = first_pixel % width, y = first_pixel / width % height, n = first_pixel / width / height;
 
-    for (size_t i = 0; i < (size_t)v->strip_rows * row; i++) {
-        const size_t pixel = first_pixel + i, x = pixel % width, y = pixel / width % height, n = pixel / width / height;
+    for (int i = 0; i < v->strip_rows * v->width; i++, to += LINE) {
         const size_t at = (n * (size_t)g->branch_h + y * (size_t)branch->stride[0]) * (size_t)g->branch_w +
                           x * (size_t)branch->stride[1];
-        const size_t position = v->plane_w ? i / row * (size_t)v->plane_w + i % row : i;
-        copy_pixel(input + at * (size_t)branch->in, branch->in, to + position * LINE, v->branch_chunk_stride);
+        copy_pixel(input + at * (size_t)branch->in, branch->in, to, v->branch_chunk_stride);
+        if (++x == width) {
+            x = 0;
+            to += gap * LINE;
+            if (++y == height) {
+                y = 0;
+                n++;
+            }
+        }
     }
 }
 

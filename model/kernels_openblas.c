@@ -136,8 +136,9 @@ static void gather_patches(const struct conv_params *p, const struct conv_geomet
     const size_t kernel_row = (size_t)p->kernel[1] * in;
     const int dx = p->dilation[1];
 
-    for (int i = pixel; i < pixel + pixels; i++) {
-        const int x = i % g->out_w, y = i / g->out_w % g->out_h, n = i / g->out_w / g->out_h;
+    int x = pixel % g->out_w, y = pixel / g->out_w % g->out_h, n = pixel / g->out_w / g->out_h;
+
+    for (; pixels > 0; pixels--) {
         const float *image = input + (size_t)n * (size_t)g->in_h * row + (size_t)group * in;
         /* Columns [left, right) of the kernel are inside. */
         const int in_x = x * p->stride[1] - p->padding[1];
@@ -156,6 +157,13 @@ static void gather_patches(const struct conv_params *p, const struct conv_geomet
                        right - left, to + (size_t)left * in);
             if (right < p->kernel[1])
                 memset(to + (size_t)right * in, 0, (size_t)(p->kernel[1] - right) * in * sizeof(float));
+        }
+        if (++x == g->out_w) {
+            x = 0;
+            if (++y == g->out_h) {
+                y = 0;
+                n++;
+            }
         }
     }
 }

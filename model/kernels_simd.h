@@ -39,12 +39,6 @@ static inline int ceil_div(int a, int b)
     return (a + b - 1) / b;
 }
 
-/* The first item of part `part` when `count` items are divided into `parts` of equal size, give or take one. */
-static inline int part_start(int count, int parts, int part)
-{
-    return (int)((int64_t)count * part / parts);
-}
-
 /* ---- the register block ---- */
 
 struct block {

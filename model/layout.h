@@ -25,7 +25,7 @@ RN_MUST_CHECK enum rn_status layout_init(struct layout *out, const struct progra
                                          int threads, struct rn_error *error);
 void layout_free(struct layout *layout);
 
-/* The sizes of an OP_CONV. */
+/* The sizes of an operation as a convolution's; meant for OP_CONV. */
 struct conv_geometry layout_conv_geometry(const struct plan *plan, const struct op *op);
 
 /* Whether OP_FLATTEN `op` leaves the order of its elements alone at this size. */

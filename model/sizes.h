@@ -8,6 +8,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 __attribute__((warn_unused_result)) static inline bool size_mul(size_t a, size_t b, size_t *out)
 {
@@ -31,6 +32,12 @@ __attribute__((warn_unused_result)) static inline bool size_add(size_t a, size_t
 static inline size_t size_round_up(size_t n, size_t unit)
 {
     return (n + unit - 1) & ~(unit - 1);
+}
+
+/* The first item of part `part` when `count` items are divided into `parts` of equal size, give or take one. */
+static inline int part_start(int count, int parts, int part)
+{
+    return (int)((int64_t)count * part / parts);
 }
 
 #endif

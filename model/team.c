@@ -211,11 +211,6 @@ void team_end(struct team *team)
         spin(&spins);
 }
 
-static uint64_t part_start(const struct team *team, int tasks, int part)
-{
-    return (uint64_t)tasks * (uint64_t)part / (uint64_t)team->threads;
-}
-
 /* Take one task of part `part` and run it; false when there is none to take. */
 static bool run_one_of(struct team *team, int part, void *scratch)
 {
@@ -228,7 +223,7 @@ static bool run_one_of(struct team *team, int part, void *scratch)
         void *arg = atomic_load_explicit(&team->arg, memory_order_acquire);
         const int tasks = atomic_load_explicit(&team->tasks, memory_order_acquire);
 
-        if (index == CLOSED || index >= part_start(team, tasks, part + 1))
+        if (index == CLOSED || index >= (uint64_t)part_start(tasks, team->threads, part + 1))
             return false;
         if (atomic_compare_exchange_weak_explicit(next, &state, state + 1, memory_order_acq_rel,
                                                   memory_order_acquire)) {
@@ -261,7 +256,8 @@ void team_run(struct team *team, int tasks, team_task task, void *arg)
     atomic_store_explicit(&team->tasks, tasks, memory_order_release);
     atomic_store_explicit(&team->done, 0, memory_order_relaxed);
     for (int i = team->threads - 1; i >= 0; i--)
-        atomic_store_explicit(&team->parts[i].next, generation | part_start(team, tasks, i), memory_order_release);
+        atomic_store_explicit(&team->parts[i].next, generation | (uint64_t)part_start(tasks, team->threads, i),
+                              memory_order_release);
 
     while (run_one(team, 0))
         continue;

@@ -273,18 +273,18 @@ static void test_3x3(void **state)
 static void test_odd_kernels(void **state)
 {
     static const struct conv convs[] = {
-        {{3, 64, {7, 7}, {2, 2}, {3, 3}, {1, 1}, 1}, .relu = true, .has_residual = false, .output_f32 = false},
-        {{1, 6, {5, 5}, {1, 1}, {2, 2}, {1, 1}, 1}, .relu = false, .has_residual = false, .output_f32 = false},
-        {{6, 16, {5, 5}, {1, 1}, {0, 0}, {1, 1}, 1}, .relu = true, .has_residual = false, .output_f32 = false},
-        {{3, 96, {11, 11}, {4, 4}, {1, 1}, {1, 1}, 1}, .relu = true, .has_residual = false, .output_f32 = false},
-        {{3, 64, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, .relu = true, .has_residual = false, .output_f32 = true},
-        {{40, 24, {3, 3}, {1, 1}, {2, 2}, {2, 2}, 1}, .relu = false, .has_residual = true, .output_f32 = false},
-        {{40, 24, {3, 3}, {2, 2}, {3, 3}, {3, 3}, 1}, .relu = false, .has_residual = false, .output_f32 = false},
-        {{32, 40, {1, 7}, {1, 2}, {0, 3}, {1, 1}, 1}, .relu = true, .has_residual = false, .output_f32 = false},
-        {{32, 40, {5, 2}, {3, 1}, {2, 1}, {1, 2}, 1}, .relu = false, .has_residual = false, .output_f32 = true},
-        {{5, 40, {2, 4}, {2, 3}, {1, 2}, {3, 1}, 1}, .relu = false, .has_residual = true, .output_f32 = false},
-        {{64, 64, {1, 1}, {1, 1}, {1, 1}, {1, 1}, 1}, .relu = false, .has_residual = false, .output_f32 = false},
-        {{48, 64, {6, 6}, {5, 5}, {1, 1}, {1, 1}, 1}, .relu = false, .has_residual = false, .output_f32 = true},
+        {.params = {3, 64, {7, 7}, {2, 2}, {3, 3}, {1, 1}, 1}, .relu = true},
+        {.params = {1, 6, {5, 5}, {1, 1}, {2, 2}, {1, 1}, 1}},
+        {.params = {6, 16, {5, 5}, {1, 1}, {0, 0}, {1, 1}, 1}, .relu = true},
+        {.params = {3, 96, {11, 11}, {4, 4}, {1, 1}, {1, 1}, 1}, .relu = true},
+        {.params = {3, 64, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, .relu = true, .output_f32 = true},
+        {.params = {40, 24, {3, 3}, {1, 1}, {2, 2}, {2, 2}, 1}, .has_residual = true},
+        {.params = {40, 24, {3, 3}, {2, 2}, {3, 3}, {3, 3}, 1}},
+        {.params = {32, 40, {1, 7}, {1, 2}, {0, 3}, {1, 1}, 1}, .relu = true},
+        {.params = {32, 40, {5, 2}, {3, 1}, {2, 1}, {1, 2}, 1}, .output_f32 = true},
+        {.params = {5, 40, {2, 4}, {2, 3}, {1, 2}, {3, 1}, 1}, .has_residual = true},
+        {.params = {64, 64, {1, 1}, {1, 1}, {1, 1}, {1, 1}, 1}},
+        {.params = {48, 64, {6, 6}, {5, 5}, {1, 1}, {1, 1}, 1}, .output_f32 = true},
     };
     (void)state;
     if (absent)
@@ -333,9 +333,9 @@ static void test_branch(void **state)
 static void test_grouped(void **state)
 {
     static const struct conv convs[] = {
-        {{32, 32, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 4}, .relu = true, .has_residual = true, .output_f32 = false},
-        {{20, 40, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 20}, .relu = false, .has_residual = false, .output_f32 = false},
-        {{12, 18, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 6}, .relu = false, .has_residual = false, .output_f32 = true},
+        {.params = {32, 32, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 4}, .relu = true, .has_residual = true},
+        {.params = {20, 40, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 20}},
+        {.params = {12, 18, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 6}, .output_f32 = true},
     };
     (void)state;
     if (absent)

@@ -369,8 +369,8 @@ static void test_fusion(void **state)
     program_free(NULL);
 }
 
-/* With a table whose kernel adds branches, a block's downsample joins its last convolution; where it cannot, or
- * somebody else reads that one's output, it stays alone. test_outputs says whether the sums are right. */
+/* With a table whose kernel adds branches, a block's downsample joins its last convolution (test_fusion has the same
+ * blocks with a table that does not). test_outputs says whether the sums are right. */
 static void test_branches(void **state)
 {
     static const struct {
