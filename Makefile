@@ -129,7 +129,7 @@ $(B)/server/embed.o: $(wildcard server/page/* server/openapi.json)
 
 # Unit tests link the library and the server's objects but main.o. Allocation goes through wrappers, so
 # that a test can let the Nth allocation fail (tests/unit/fail_alloc.h).
-WRAP := -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc,--wrap=strdup
+WRAP := -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc,--wrap=strdup,--wrap=mmap
 $(B)/tests/unit/test_%: $(B)/tests/unit/test_%.o $(UNIT_HELPERS) $(TESTED_OBJECTS) $(B)/libmodel.a
 	$(call say,LD      ,$@)
 	$(Q)$(CC) $(ALL_LDFLAGS) $(if $(UNIT_HELPERS),$(WRAP)) -o $@ $^ $(PKG_LIBS) -lcmocka -lm

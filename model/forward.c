@@ -120,6 +120,30 @@ static void elementwise_task(void *arg, int task, void *scratch)
     }
 }
 
+/* The network's input, float32 to the activation type; one row of one image a task. */
+static void convert_task(void *arg, int task, void *scratch)
+{
+    const struct job *job = arg;
+    const struct kernels *kernels = job->layout->program->kernels;
+    const size_t count = (size_t)job->shape.w * (size_t)job->shape.c, at = (size_t)task * count;
+
+    (void)scratch;
+    kernels->from_f32((const float *)job->buffers.input + at,
+                      (char *)job->buffers.output + at * activation_bytes(kernels->activation), count);
+}
+
+static void convert_input(const struct layout *layout, char *activations, struct team *team)
+{
+    struct job job = {
+        .layout = layout,
+        .buffers = {.input = activations + layout->input_offset, .output = activations + layout->offsets[0]},
+        .shape = layout->plan->input,
+    };
+
+    if (layout->input_offset != layout->offsets[0])
+        team_run(team, job.shape.n * job.shape.h, convert_task, &job);
+}
+
 static void run_op(const struct layout *layout, size_t index, char *activations, struct team *team)
 {
     const struct program *program = layout->program;
@@ -203,10 +227,8 @@ void forward_run(const struct layout *layout, void *activations, struct team *te
     const struct program *program = layout->program;
     char *base = activations;
 
-    if (layout->input_offset != layout->offsets[0])
-        program->kernels->from_f32((const float *)(const void *)(base + layout->input_offset),
-                                   base + layout->offsets[0], shape_elements(&layout->plan->input));
     team_begin(team);
+    convert_input(layout, base, team);
     for (size_t i = 0; i < program->op_count; i++) {
         const uint64_t start = report ? clock_now_ns() : 0;
         run_op(layout, i, base, team);

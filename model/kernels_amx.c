@@ -18,8 +18,8 @@
  *           columns of the kernel; tiles do not cross output rows
  *
  * Weights are packed per block of 32 output channels in the order in which they are used:
- * [block][chunk][tap][2 tiles][16 pairs of inputs][16 outputs][2], after the bias (float32, padded to blocks); a branch
- * (a block's downsample, added to its last convolution) is more chunks of one tap behind each block's others.
+ * [block][chunk][tap][2 tiles][16 pairs of inputs][16 outputs][2], and then the bias (float32, padded to blocks); a
+ * branch (a block's downsample, added to its last convolution) is more chunks of one tap behind each block's others.
  *
  * Tiles and vectors work side by side: the sums of one block of tiles are stored in the first step of the next block,
  * and turned into outputs between its multiplications. */
@@ -163,10 +163,11 @@ static void amx_pack(const struct conv *conv, const float *weight, const float *
     const struct conv_params *p = &conv->params;
     const struct form f = conv_form(conv);
     const float *branch_weight = weight + (size_t)p->out * (size_t)p->in * (size_t)(p->kernel[0] * p->kernel[1]);
-    bf16 *to = (bf16 *)((char *)packed + bias_bytes(&f));
+    bf16 *to = packed;
+    char *const end = (char *)packed + (size_t)f.blocks * block_bytes(&f);
 
-    memset(packed, 0, bias_bytes(&f));
-    memcpy(packed, bias, (size_t)p->out * sizeof(float));
+    memset(end, 0, bias_bytes(&f));
+    memcpy(end, bias, (size_t)p->out * sizeof(float));
     for (int block = 0; block < f.blocks; block++)
         for (int step = 0; step < block_steps(&f); step++)
             for (int tile = 0; tile < BLOCK / TILE; tile++)
@@ -835,9 +836,11 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
     const size_t element = conv->output_f32 ? sizeof(float) : sizeof(bf16);
     const size_t first_pixel = ((size_t)image * (size_t)v.rows + (size_t)first) * (size_t)v.width;
     const char *input = buffers->input;
-    const float *bias = buffers->packed;
-    const char *weights = (const char *)buffers->packed + bias_bytes(&f);
+    const char *weights = buffers->packed;
+    const float *bias = (const float *)(const void *)(weights + (size_t)f.blocks * block_bytes(&f));
 
+    for (size_t at = 0; at < bias_bytes(&f); at += LINE)
+        _mm_prefetch((const char *)bias + at, _MM_HINT_T1);
     assert(task >= 0 && task < work->tasks && s.bytes <= work->scratch_bytes);
     assert(!conv->has_residual || (buffers->residual && !conv->output_f32));
     assert(!conv->has_branch || buffers->branch);

@@ -4,6 +4,7 @@
 
 #include "forward.h"
 #include "layout.h"
+#include "pages.h"
 #include "program.h"
 #include "sizes.h"
 #include "weights.h"
@@ -13,7 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 /* Plans kept for sizes that may come again; the least recently used one goes first. */
 enum { CACHED_PLANS = 64 };
@@ -364,7 +364,7 @@ void pass_destroy(struct pass *pass)
 {
     if (!pass)
         return;
-    free(pass->memory);
+    pages_free(pass->memory, pass->bytes);
     free(pass);
 }
 
@@ -375,17 +375,15 @@ int pass_threads(const struct pass *pass)
 
 enum rn_status pass_prepare(struct pass *pass, const struct model_plan *plan, struct rn_error *error)
 {
-    const size_t huge_page = (size_t)2 << 20, bytes = plan->layout.activation_bytes;
+    const size_t bytes = plan->layout.activation_bytes + KERNEL_ALIGNMENT;
 
     if (bytes > pass->bytes) {
-        const size_t size = size_round_up(bytes + KERNEL_ALIGNMENT, huge_page);
-        free(pass->memory);
+        pages_free(pass->memory, pass->bytes);
         pass->bytes = 0;
-        pass->memory = aligned_alloc(huge_page, size);
+        pass->memory = pages_alloc(bytes);
         if (!pass->memory)
             return rn_fail_nomem(error, "activations");
-        (void)madvise(pass->memory, size, MADV_HUGEPAGE);
-        pass->bytes = size;
+        pass->bytes = bytes;
     }
     return team_reserve(pass->team, plan->layout.scratch_bytes, error);
 }

@@ -2,6 +2,7 @@
 
 #include "program.h"
 
+#include "pages.h"
 #include "sizes.h"
 
 #include <assert.h>
@@ -9,9 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-
-enum { HUGE_PAGE = 2 << 20 };
 
 struct builder {
     const struct network *network;
@@ -349,33 +347,29 @@ static enum rn_status build_call(struct builder *b, const struct call *call)
     return status;
 }
 
-/* One block of memory for all packed weights, in the order in which they are read: in huge pages where the
- * system has them, which saves the TLB. */
+/* One block of memory for all packed weights, in the order in which they are read, each convolution's from a page of
+ * its own on: what fetches them ahead goes page by page (fetch_order.h). */
 static enum rn_status pack_all(struct builder *b)
 {
     struct program *program = b->program;
-    size_t total = KERNEL_ALIGNMENT, unit, offset = 0; /* kernels may read a little past the end */
+    size_t total = KERNEL_ALIGNMENT, offset = 0; /* kernels may read a little past the end */
     enum rn_status status;
 
     for (size_t i = 0; i < program->op_count; i++)
         if (program->ops[i].kind == OP_CONV &&
             (program->ops[i].packed_bytes > SIZE_MAX / 2 ||
-             !size_add(total, size_round_up(program->ops[i].packed_bytes, KERNEL_ALIGNMENT), &total)))
+             !size_add(total, size_round_up(program->ops[i].packed_bytes, PAGE_BYTES), &total)))
             return rn_fail_nomem(b->error, "packed weights");
-    unit = total >= HUGE_PAGE ? HUGE_PAGE : KERNEL_ALIGNMENT;
-    total = size_round_up(total, unit);
-    program->packed = aligned_alloc(unit, total);
+    program->packed = pages_alloc(total);
     if (!program->packed)
         return rn_fail_nomem(b->error, "packed weights");
-    if (unit == HUGE_PAGE)
-        (void)madvise(program->packed, total, MADV_HUGEPAGE);
     program->packed_bytes = total;
     for (size_t i = 0; i < program->op_count; i++) {
         struct op *op = &program->ops[i];
         if (op->kind != OP_CONV)
             continue;
         op->packed = (char *)program->packed + offset;
-        offset += size_round_up(op->packed_bytes, KERNEL_ALIGNMENT);
+        offset += size_round_up(op->packed_bytes, PAGE_BYTES);
         if ((status = pack_conv(b, op)))
             return status;
     }
@@ -419,7 +413,7 @@ void program_free(struct program *program)
         return;
     for (size_t i = 0; i < program->op_count; i++)
         free(program->ops[i].scale);
-    free(program->packed);
+    pages_free(program->packed, program->packed_bytes);
     free(program->ops);
     free(program->alias);
     free(program->is_f32);

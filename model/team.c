@@ -12,6 +12,7 @@
 
 #include "team.h"
 
+#include "pages.h"
 #include "sizes.h"
 
 #include <assert.h>
@@ -26,6 +27,9 @@
 #endif
 
 enum { MAX_THREADS = 64, SPINS_BEFORE_YIELD = 4096 };
+
+/* How long a helper looks out for the next pass before it sleeps: some 0.1 ms, longer than it takes to wake up. */
+enum { SPINS_BEFORE_SLEEP = 2000 };
 static const uint64_t CLOSED = 0xffffffffu;
 
 typedef void (*team_task)(void *arg, int index, void *scratch);
@@ -119,7 +123,7 @@ void team_destroy(struct team *team)
     assert(!atomic_load(&team->inside));
     (void)pthread_cond_destroy(&team->wake);
     (void)pthread_mutex_destroy(&team->lock);
-    free(team->scratch);
+    pages_free(team->scratch, (size_t)team->threads * team->scratch_bytes);
     free(team->parts);
     free(team);
 }
@@ -130,6 +134,17 @@ static int quitting(void *arg)
     return 0; /* passes are short: a helper that quits does so after the pass */
 }
 
+/* Whether a pass begins soon. */
+static bool pass_begins(const struct team *team)
+{
+    for (int i = 0; i < SPINS_BEFORE_SLEEP; i++) {
+        if (atomic_load(&team->open))
+            return true;
+        cpu_relax();
+    }
+    return false;
+}
+
 static void *helper_main(void *arg)
 {
     struct team *team = arg;
@@ -138,7 +153,9 @@ static void *helper_main(void *arg)
     while (!team->quit) {
         if (atomic_load(&team->open)) {
             (void)pthread_mutex_unlock(&team->lock);
-            (void)team_help(team, quitting, NULL);
+            do
+                (void)team_help(team, quitting, NULL);
+            while (pass_begins(team));
             (void)pthread_mutex_lock(&team->lock);
         } else {
             (void)pthread_cond_wait(&team->wake, &team->lock);
@@ -170,14 +187,14 @@ enum rn_status team_reserve(struct team *team, size_t bytes, struct rn_error *er
     assert(!atomic_load(&team->open));
     if (bytes <= team->scratch_bytes)
         return RN_OK;
-    if (bytes > SIZE_MAX / 2 || !size_mul(size_round_up(bytes, 4096), (size_t)team->threads, &total))
+    if (bytes > SIZE_MAX / 2 || !size_mul(size_round_up(bytes, PAGE_BYTES), (size_t)team->threads, &total))
         return rn_fail_nomem(error, "scratch");
-    free(team->scratch);
+    pages_free(team->scratch, (size_t)team->threads * team->scratch_bytes);
     team->scratch_bytes = 0;
-    team->scratch = aligned_alloc(4096, total);
+    team->scratch = pages_alloc(total);
     if (!team->scratch)
         return rn_fail_nomem(error, "scratch");
-    team->scratch_bytes = size_round_up(bytes, 4096);
+    team->scratch_bytes = size_round_up(bytes, PAGE_BYTES);
     return RN_OK;
 }
 

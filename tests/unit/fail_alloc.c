@@ -5,18 +5,21 @@
 #include <errno.h>
 #include <stdatomic.h>
 #include <stddef.h>
+#include <sys/mman.h>
 
 void *__real_malloc(size_t size);
 void *__real_calloc(size_t count, size_t size);
 void *__real_realloc(void *old, size_t size);
 void *__real_aligned_alloc(size_t alignment, size_t size);
 char *__real_strdup(const char *text);
+void *__real_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset);
 
 void *__wrap_malloc(size_t size);
 void *__wrap_calloc(size_t count, size_t size);
 void *__wrap_realloc(void *old, size_t size);
 void *__wrap_aligned_alloc(size_t alignment, size_t size);
 char *__wrap_strdup(const char *text);
+void *__wrap_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset);
 
 static atomic_long fail_at = -1; /* index of the allocation to fail; -1: none */
 static atomic_long counted;
@@ -72,4 +75,10 @@ void *__wrap_aligned_alloc(size_t alignment, size_t size)
 char *__wrap_strdup(const char *text)
 {
     return must_fail() ? NULL : __real_strdup(text);
+}
+
+/* Mapping a file is no allocation. */
+void *__wrap_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset)
+{
+    return flags & MAP_ANONYMOUS && must_fail() ? MAP_FAILED : __real_mmap(at, size, protection, flags, file, offset);
 }
