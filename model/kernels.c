@@ -52,7 +52,8 @@ struct check_case {
     int height, width;
 };
 
-/* One of each shape of work that the networks have: the stem, pointwise, 3x3, strided, grouped, tails. */
+/* One of each shape of work that the networks have: the stem, pointwise, 3x3, strided, grouped, tails,
+ * weights of some megabytes. */
 static const struct check_case check_cases[] = {
     {{.params = {3, 64, {7, 7}, {2, 2}, {3, 3}, {1, 1}, 1}, .relu = true}, 29, 31},
     {{.params = {64, 64, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1}, .relu = true}, 14, 15},
@@ -63,6 +64,7 @@ static const struct check_case check_cases[] = {
     {{.params = {19, 37, {3, 3}, {1, 1}, {2, 2}, {2, 2}, 1}, .has_residual = true}, 8, 7},
     {{.params = {32, 32, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 4}, .relu = true}, 7, 7},
     {{.params = {512, 70, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1}, .output_f32 = true}, 1, 1},
+    {{.params = {3072, 256, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1}, .relu = true, .linear = true}, 1, 1},
     {{.params = {64, 96, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1},
       .relu = true,
       .has_branch = true,

@@ -34,6 +34,7 @@ struct conv {
     struct conv_params params;
     bool relu;         /* act is ReLU */
     bool has_residual; /* the residual has the output's shape and type */
+    bool linear;       /* a Linear layer: in_h = in_w = 1, so weights are read for a few pixels only; a hint */
     bool output_f32;   /* the output is float32 whatever the activation type (the network's logits); then no residual */
     bool has_branch;   /* a second convolution of another input is added ("downsample"); only where adds_branch */
     struct conv_params branch; /* kernel 1x1, no padding, no groups; as many outputs */

@@ -232,7 +232,8 @@ static struct op *build_conv(struct builder *b, struct op *op, const struct call
     int value = call->output;
 
     op->kind = OP_CONV;
-    op->conv.params = call->module->type == MODULE_LINEAR ? linear_as_conv(call->module) : call->module->conv.params;
+    op->conv.linear = call->module->type == MODULE_LINEAR;
+    op->conv.params = op->conv.linear ? linear_as_conv(call->module) : call->module->conv.params;
     reader = only_reader(b, value);
     if (is_leaf(reader, MODULE_BATCHNORM2D)) {
         absorb(b, op->batchnorm = reader);

@@ -109,6 +109,7 @@ static void add_conv(int threads, const char *name, int in, int out, int kernel,
     o->conv = (struct conv){.params = {in, out, {kernel, kernel}, {stride, stride}, {padding, padding}, {1, 1}, 1},
                             .relu = relu,
                             .has_residual = residual >= 0,
+                            .linear = f32,
                             .output_f32 = f32};
     o->geometry = (struct conv_geometry){.n = 1,
                                          .in_h = *h,

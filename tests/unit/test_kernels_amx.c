@@ -269,6 +269,33 @@ static void test_3x3(void **state)
             }
 }
 
+/* Weights large enough to be packed in 12 bits, by one pixel tile to many, with tails in channels and pixels. */
+static void test_large_weights(void **state)
+{
+    static const struct {
+        int in, out, kernel, stride;
+    } cases[] = {{512, 256, 3, 1}, {320, 310, 3, 2}, {513, 190, 3, 1}, {129, 260, 5, 3}};
+    static const int sizes[][3] = {{1, 1, 1}, {1, 7, 7}, {1, 12, 9}, {2, 5, 8}};
+    (void)state;
+    if (absent)
+        skip();
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++)
+        for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+            struct conv conv =
+                conv_of(cases[c].in, cases[c].out, cases[c].kernel, cases[c].stride, cases[c].kernel / 2);
+            conv.relu = s % 2 == 0;
+            conv.has_residual = (c + s) % 2 == 0;
+            conv.output_f32 = !conv.has_residual && c == 3;
+            compare(&conv, sizes[s][0], sizes[s][1], sizes[s][2]);
+        }
+    struct conv joined = conv_of(512, 192, 3, 1, 1);
+    joined.relu = true;
+    joined.has_branch = true;
+    joined.branch = (struct conv_params){256, 192, {1, 1}, {2, 2}, {0, 0}, {1, 1}, 1};
+    compare(&joined, 1, 7, 7);
+    compare(&joined, 2, 9, 10);
+}
+
 /* The stems of the families, one to a few input channels, and shapes that no network has. */
 static void test_odd_kernels(void **state)
 {
@@ -356,6 +383,14 @@ static void test_linear(void **state)
     compare(&conv, 8, 1, 1);
     conv.relu = true;
     compare(&conv, 17, 1, 1);
+
+    conv.linear = true; /* its weights are packed in 12 bits */
+    compare(&conv, 1, 1, 1);
+    compare(&conv, 17, 1, 1);
+    compare(&conv, 70, 1, 1);
+    conv.output_f32 = false;
+    conv.has_residual = true;
+    compare(&conv, 3, 1, 1);
 }
 
 /* Large enough to be cut into strips. */
@@ -462,9 +497,16 @@ static void test_conversion(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_conversion), cmocka_unit_test(test_pointwise),   cmocka_unit_test(test_strided_pointwise),
-        cmocka_unit_test(test_3x3),        cmocka_unit_test(test_odd_kernels), cmocka_unit_test(test_branch),
-        cmocka_unit_test(test_grouped),    cmocka_unit_test(test_linear),      cmocka_unit_test(test_strips),
+        cmocka_unit_test(test_conversion),
+        cmocka_unit_test(test_pointwise),
+        cmocka_unit_test(test_strided_pointwise),
+        cmocka_unit_test(test_3x3),
+        cmocka_unit_test(test_large_weights),
+        cmocka_unit_test(test_odd_kernels),
+        cmocka_unit_test(test_branch),
+        cmocka_unit_test(test_grouped),
+        cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_strips),
         cmocka_unit_test(test_pools),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
