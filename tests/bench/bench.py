@@ -2,6 +2,7 @@
 """Speed and memory of resnetd beside ONNX Runtime, PyTorch and a small Node server, measured in one run.
 
     bench.py [--quick] [--build FOLDER] [--only engine,ops,scale,http,memory]
+             [--inputs NxHxW,...] [--peers NAME,...] [--seconds S]
 
 The whole takes about half an hour, --quick about four minutes.
 
@@ -44,6 +45,9 @@ from harness import (
 class Bench:
     def __init__(self, arguments):
         self.quick = arguments.quick
+        self.inputs = arguments.inputs
+        self.peers = arguments.peers and arguments.peers.split(",")
+        self.seconds = arguments.seconds
         self.build = pathlib.Path(arguments.build).resolve()
         self.missing = []
         self.results = {"quick": self.quick}
@@ -274,6 +278,10 @@ class Bench:
         self.say(f"written: {(OUT / 'results.json').relative_to(ROOT)}, {(OUT / 'results.txt').relative_to(ROOT)}")
 
 
+def inputs(text):
+    return [tuple(int(number) for number in item.split("x")) for item in text.split(",")]
+
+
 def main():
     parts = {
         "engine": engine.measure_engine,
@@ -288,6 +296,9 @@ def main():
         "--build", default=os.environ.get("B", "build/release"), help="where make built (build/release)"
     )
     parser.add_argument("--only", default=",".join(parts), help="parts to measure: " + ", ".join(parts))
+    parser.add_argument("--inputs", type=inputs, help="engine: only these, such as 1x224x224,8x375x500")
+    parser.add_argument("--peers", help="engine: only these, such as onnxruntime,amx")
+    parser.add_argument("--seconds", type=float, help="engine: for each input and number of threads")
     arguments = parser.parse_args()
     chosen = arguments.only.split(",")
     if not set(chosen) <= set(parts):

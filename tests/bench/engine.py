@@ -11,19 +11,16 @@ WARM_UP_BELOW_MS = 300  # the first pass of a turn finds the caches full of the 
 
 
 def engine_peers(bench, threads):
+    wanted = bench.peers or [ORT, "pytorch", "pytorch-bf16"] + [table for table, _ in bench.tables]
     peers = []
-    if bench.has_node:
+    if bench.has_node and ORT in wanted:
         peers.append(bench.start(ORT, ["node", NPM / "onnxruntime_peer.mjs", ONNX, threads], precision="fp32"))
     for precision in ("fp32",) if bench.quick else ("fp32", "bf16"):
         name = "pytorch" if precision == "fp32" else "pytorch-bf16"
-        peers.append(
-            bench.start(
-                name,
-                [sys.executable, HERE / "peers" / "torch_peer.py", WEIGHTS, threads, precision],
-                precision=precision,
-            )
-        )
-    peers += [bench.engine(table, threads) for table, _ in bench.tables]
+        if name in wanted:
+            command = [sys.executable, HERE / "peers" / "torch_peer.py", WEIGHTS, threads, precision]
+            peers.append(bench.start(name, command, precision=precision))
+    peers += [bench.engine(table, threads) for table, _ in bench.tables if table in wanted]
     return [peer for peer in peers if peer]
 
 
@@ -32,6 +29,7 @@ def measure_engine(bench):
     cases = [(1, 224, 224), (8, 224, 224), (1, 375, 500)]
     if not bench.quick:
         cases = [(1, 64, 64), (1, 224, 224), (1, 375, 500), (1, 640, 480), (8, 224, 224), (8, 375, 500), (8, 640, 480)]
+    cases = bench.inputs or cases
     bench.results["engine"] = []
     for threads in bench.thread_counts():
         peers = engine_peers(bench, threads)
@@ -107,13 +105,14 @@ def measure_case(bench, threads, n, height, width, peers, meter, quiet):
     if not peers:
         return
     turn_ms = 40 if bench.quick else 100
-    budget_s = (8 if bench.quick else 40) if n == 1 else (8 if bench.quick else 30)
+    budget_s = bench.seconds or (8 if bench.quick else 40 if n == 1 else 30)
     rounds = {peer.name: [] for peer in peers}
     samples = {peer.name: [] for peer in peers}
     peaks = {"avx2": [], "avx512": [], "amx": []}
     calm = {peer.name: [] for peer in peers}
     until = time.monotonic() + budget_s
-    while len(rounds[peers[0].name]) < 2 or (time.monotonic() < until and len(rounds[peers[0].name]) < 40):
+    most = math.inf if bench.seconds else 40
+    while len(rounds[peers[0].name]) < 2 or (time.monotonic() < until and len(rounds[peers[0].name]) < most):
         for peer in peers:
             once_ms = answers[peer.name]["once_ms"]
             count = max(1, min(20, math.ceil(turn_ms / once_ms)))
