@@ -27,7 +27,6 @@
 
 #include "bf12.h"
 #include "fetch_order.h"
-#include "sizes.h"
 
 /* ---- packing ---- */
 

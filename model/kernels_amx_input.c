@@ -6,8 +6,6 @@
 
 #include <string.h>
 
-#include "sizes.h"
-
 struct amx_form amx_form_of(const struct conv *conv)
 {
     const struct conv_params *p = &conv->params, *branch = &conv->branch;

@@ -26,6 +26,7 @@
 
 #include "bf16.h"
 #include "kernels.h"
+#include "sizes.h"
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
@@ -48,21 +49,6 @@ enum {
 /* From how many bytes of bfloat16 weights on blocks are tall: below, the second-level cache holds them and what comes
  * before and after. */
 enum { TALL_WEIGHT_BYTES = 1536 * 1024 };
-
-static inline int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
-static inline int max_int(int a, int b)
-{
-    return a > b ? a : b;
-}
-
-static inline int ceil_div(int a, int b)
-{
-    return (a + b - 1) / b;
-}
 
 static inline size_t min_size(size_t a, size_t b)
 {

@@ -10,6 +10,7 @@
  * an output's row is contiguous, and it is paid once a strip: strips are long where weights are large. */
 
 #include "kernels_pool.h"
+#include "sizes.h"
 
 #include <assert.h>
 #include <cblas.h>
@@ -29,11 +30,6 @@ enum { PIXEL_UNIT = 16, FEW_PIXELS = 128, MIN_COLUMNS = 64 };
 static int div_up(int a, int b)
 {
     return (a + b - 1) / b;
-}
-
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
 }
 
 static int group_in(const struct conv_params *p)

@@ -1,6 +1,7 @@
 /* kernels_pool.c - pooling on float32 activations, plain C. */
 
 #include "kernels_pool.h"
+#include "sizes.h"
 
 #include <math.h>
 #include <string.h>
@@ -53,16 +54,6 @@ static void average(const struct pool *pool, int n, int y0, int y1, int x0, int 
         }
     for (int c = 0; c < pool->channels; c++)
         out[c] /= divisor;
-}
-
-static int max_int(int a, int b)
-{
-    return a > b ? a : b;
-}
-
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
 }
 
 /* The divisor counts padding (count_include_pad), but never what ceil_mode lets hang over the padded

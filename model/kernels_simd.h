@@ -24,21 +24,6 @@ enum { PANEL = BLOCK_VECTORS * LANES, UNROLL = 4, LINE = 64 / sizeof(float) };
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
-static inline int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
-static inline int max_int(int a, int b)
-{
-    return a > b ? a : b;
-}
-
-static inline int ceil_div(int a, int b)
-{
-    return (a + b - 1) / b;
-}
-
 /* ---- the register block ---- */
 
 struct block {

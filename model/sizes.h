@@ -34,6 +34,23 @@ static inline size_t size_round_up(size_t n, size_t unit)
     return (n + unit - 1) & ~(unit - 1);
 }
 
+/* Of numbers that are known to fit. */
+static inline int min_int(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+static inline int max_int(int a, int b)
+{
+    return a > b ? a : b;
+}
+
+/* a / b (a >= 0, b > 0), rounded up. */
+static inline int ceil_div(int a, int b)
+{
+    return (a + b - 1) / b;
+}
+
 /* The first item of part `part` when `count` items are divided into `parts` of equal size, give or take one. */
 static inline int part_start(int count, int parts, int part)
 {
