@@ -36,20 +36,30 @@ static void pool_task(void *arg, int task, void *scratch)
     job->run_pool(&job->pool, task);
 }
 
-/* NHWC -> PyTorch's [n, c * h * w]; one image a task. */
+/* Where channel `c` of pixel `pixel` of a value lies, in elements; float32 is NHWC whatever the table. */
+static size_t value_index(const struct kernels *kernels, bool is_f32, size_t channels, size_t pixels, size_t pixel,
+                          size_t c)
+{
+    return is_f32 ? pixel * channels + c : activation_index(kernels, channels, pixels, pixel, c);
+}
+
+/* PyTorch's [n, c * h * w]; one image a task. */
 static void flatten_task(void *arg, int task, void *scratch)
 {
     const struct job *job = arg;
+    const struct kernels *kernels = job->layout->program->kernels;
     const struct shape *in = &job->layout->plan->values[job->op->input];
-    const size_t pixels = (size_t)in->h * (size_t)in->w, channels = (size_t)in->c;
-    const size_t element = job->is_f32 ? sizeof(float) : activation_bytes(job->layout->program->kernels->activation);
-    const char *from = (const char *)job->buffers.input + (size_t)task * pixels * channels * element;
-    char *to = (char *)job->buffers.output + (size_t)task * pixels * channels * element;
+    const size_t images = (size_t)in->n, pixels = (size_t)in->h * (size_t)in->w, channels = (size_t)in->c;
+    const size_t element = job->is_f32 ? sizeof(float) : activation_bytes(kernels->activation), image = (size_t)task;
+    const char *from = job->buffers.input;
+    char *to = job->buffers.output;
 
     (void)scratch;
     for (size_t c = 0; c < channels; c++)
         for (size_t i = 0; i < pixels; i++)
-            memcpy(to + (c * pixels + i) * element, from + (i * channels + c) * element, element);
+            memcpy(to + element * value_index(kernels, job->is_f32, channels * pixels, images, image, c * pixels + i),
+                   from + element * value_index(kernels, job->is_f32, channels, images * pixels, image * pixels + i, c),
+                   element);
 }
 
 /* softmax over the channels of `pixels` pixels, in place. */
@@ -100,9 +110,9 @@ static void elementwise_task(void *arg, int task, void *scratch)
     const struct job *job = arg;
     const struct kernels *kernels = job->layout->program->kernels;
     const size_t pixels = (size_t)job->shape.w, channels = (size_t)job->shape.c, count = pixels * channels;
-    const size_t at = (size_t)task * count;
 
     if (job->is_f32 || kernels->activation == ACTIVATION_F32) {
+        const size_t at = (size_t)task * count;
         const float *input = (const float *)job->buffers.input + at;
         float *output = (float *)job->buffers.output + at;
         if (output != input)
@@ -110,13 +120,13 @@ static void elementwise_task(void *arg, int task, void *scratch)
         elementwise_row(job->op, output, (const float *)job->buffers.residual + (job->buffers.residual ? at : 0),
                         pixels, channels);
     } else {
-        const size_t element = activation_bytes(kernels->activation);
+        const size_t all = shape_pixels(&job->shape), first = (size_t)task * pixels;
         float *values = scratch, *other = values + count;
-        kernels->to_f32((const char *)job->buffers.input + at * element, values, count);
+        activation_to_f32(kernels, job->buffers.input, values, channels, all, first, pixels);
         if (job->buffers.residual)
-            kernels->to_f32((const char *)job->buffers.residual + at * element, other, count);
+            activation_to_f32(kernels, job->buffers.residual, other, channels, all, first, pixels);
         elementwise_row(job->op, values, other, pixels, channels);
-        kernels->from_f32(values, (char *)job->buffers.output + at * element, count);
+        activation_from_f32(kernels, values, job->buffers.output, channels, all, first, pixels);
     }
 }
 
@@ -125,11 +135,11 @@ static void convert_task(void *arg, int task, void *scratch)
 {
     const struct job *job = arg;
     const struct kernels *kernels = job->layout->program->kernels;
-    const size_t count = (size_t)job->shape.w * (size_t)job->shape.c, at = (size_t)task * count;
+    const size_t pixels = (size_t)job->shape.w, channels = (size_t)job->shape.c, first = (size_t)task * pixels;
 
     (void)scratch;
-    kernels->from_f32((const float *)job->buffers.input + at,
-                      (char *)job->buffers.output + at * activation_bytes(kernels->activation), count);
+    activation_from_f32(kernels, (const float *)job->buffers.input + first * channels, job->buffers.output, channels,
+                        shape_pixels(&job->shape), first, pixels);
 }
 
 static void convert_input(const struct layout *layout, char *activations, struct team *team)
@@ -205,14 +215,16 @@ static void write_logits(const struct layout *layout, const char *activations, f
     const struct program *program = layout->program;
     const int value = program->alias[program->network->output_value];
     const struct shape *shape = &layout->plan->values[value];
-    const size_t channels = (size_t)shape->c, pixels = (size_t)shape->h * (size_t)shape->w;
+    const size_t channels = (size_t)shape->c, images = (size_t)shape->n;
+    const size_t pixels = (size_t)shape->h * (size_t)shape->w;
     const size_t element = program->is_f32[value] ? sizeof(float) : activation_bytes(program->kernels->activation);
     const char *from = activations + layout->offsets[value];
 
-    for (size_t n = 0; n < (size_t)shape->n; n++)
+    for (size_t n = 0; n < images; n++)
         for (size_t i = 0; i < pixels; i++)
             for (size_t c = 0; c < channels; c++) {
-                const void *at = from + ((n * pixels + i) * channels + c) * element;
+                const void *at = from + element * value_index(program->kernels, program->is_f32[value], channels,
+                                                              images * pixels, n * pixels + i, c);
                 float *to = &logits[(n * channels + c) * pixels + i];
                 if (program->is_f32[value])
                     memcpy(to, at, sizeof *to);

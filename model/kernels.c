@@ -27,6 +27,63 @@ size_t activation_bytes(enum activation_type type)
     return type == ACTIVATION_BF16 ? 2 : 4;
 }
 
+static size_t channel_block(const struct kernels *kernels, size_t channels)
+{
+    const size_t block = (size_t)kernels->channel_block;
+    return block && channels % block == 0 ? block : channels;
+}
+
+size_t activation_plane(size_t pixels)
+{
+    enum { SETS = 64, NEAR = 3, APART = 8 };
+    const size_t over = (pixels + NEAR) % SETS; /* 0 .. 2 * NEAR around a multiple */
+
+    return pixels + NEAR >= SETS && over <= 2 * NEAR ? pixels + NEAR - over + APART : pixels;
+}
+
+size_t activation_elements(const struct kernels *kernels, size_t channels, size_t pixels)
+{
+    return channel_block(kernels, channels) == channels ? channels * pixels : channels * activation_plane(pixels);
+}
+
+size_t activation_index(const struct kernels *kernels, size_t channels, size_t pixels, size_t pixel, size_t c)
+{
+    const size_t block = channel_block(kernels, channels);
+    return c / block * block * activation_plane(pixels) + pixel * block + c % block;
+}
+
+void activation_from_f32(const struct kernels *kernels, const float *values, void *activation, size_t channels,
+                         size_t pixels, size_t first, size_t count)
+{
+    const size_t block = channel_block(kernels, channels), element = activation_bytes(kernels->activation);
+    char *to = activation;
+
+    if (block == channels) {
+        kernels->from_f32(values, to + first * channels * element, count * channels);
+        return;
+    }
+    for (size_t i = 0; i < count; i++)
+        for (size_t c = 0; c < channels; c += block)
+            kernels->from_f32(values + i * channels + c,
+                              to + activation_index(kernels, channels, pixels, first + i, c) * element, block);
+}
+
+void activation_to_f32(const struct kernels *kernels, const void *activation, float *values, size_t channels,
+                       size_t pixels, size_t first, size_t count)
+{
+    const size_t block = channel_block(kernels, channels), element = activation_bytes(kernels->activation);
+    const char *from = activation;
+
+    if (block == channels) {
+        kernels->to_f32(from + first * channels * element, values, count * channels);
+        return;
+    }
+    for (size_t i = 0; i < count; i++)
+        for (size_t c = 0; c < channels; c += block)
+            kernels->to_f32(from + activation_index(kernels, channels, pixels, first + i, c) * element,
+                            values + i * channels + c, block);
+}
+
 const struct conv_kernel *kernels_conv(const struct kernels *kernels, const struct conv *conv)
 {
     const struct conv_kernel *const *kernel = kernels->convs;
@@ -98,13 +155,15 @@ static bool run_conv(const struct kernels *kernels, const struct conv *conv, con
                      const float *residual, float *output)
 {
     const struct conv_kernel *kernel = kernels_conv(kernels, conv);
-    const size_t in_count = (size_t)g->n * (size_t)g->in_h * (size_t)g->in_w * (size_t)conv->params.in;
-    const size_t out_count = (size_t)g->n * (size_t)g->out_h * (size_t)g->out_w * (size_t)conv->params.out;
-    const size_t branch_count =
-        conv->has_branch ? (size_t)g->n * (size_t)g->branch_h * (size_t)g->branch_w * (size_t)conv->branch.in : 0;
+    const size_t in_channels = (size_t)conv->params.in, out_channels = (size_t)conv->params.out;
+    const size_t in_pixels = (size_t)g->n * (size_t)g->in_h * (size_t)g->in_w;
+    const size_t out_pixels = (size_t)g->n * (size_t)g->out_h * (size_t)g->out_w;
+    const size_t branch_channels = conv->has_branch ? (size_t)conv->branch.in : 0;
+    const size_t branch_pixels = (size_t)g->n * (size_t)g->branch_h * (size_t)g->branch_w;
+    const size_t out_count = out_pixels * out_channels;
     struct conv_work work;
-    void *side = aligned(branch_count * sizeof(float));
-    void *in = aligned(in_count * sizeof(float)), *out = aligned(out_count * sizeof(float));
+    void *side = aligned(branch_pixels * branch_channels * sizeof(float));
+    void *in = aligned(in_pixels * in_channels * sizeof(float)), *out = aligned(out_count * sizeof(float));
     void *other = aligned(out_count * sizeof(float)), *packed = aligned(kernel->packed_bytes(conv)), *scratch;
     bool ok;
 
@@ -117,18 +176,18 @@ static bool run_conv(const struct kernels *kernels, const struct conv *conv, con
                                              .residual = conv->has_residual ? other : NULL,
                                              .branch = conv->has_branch ? side : NULL,
                                              .output = out};
-        kernels->from_f32(input, in, in_count);
+        activation_from_f32(kernels, input, in, in_channels, in_pixels, 0, in_pixels);
         if (conv->has_branch)
-            kernels->from_f32(branch, side, branch_count);
+            activation_from_f32(kernels, branch, side, branch_channels, branch_pixels, 0, branch_pixels);
         if (conv->has_residual)
-            kernels->from_f32(residual, other, out_count);
+            activation_from_f32(kernels, residual, other, out_channels, out_pixels, 0, out_pixels);
         kernel->pack(conv, weight, bias, packed);
         for (int task = 0; task < work.tasks; task++)
             kernel->run(conv, g, &work, &buffers, task, scratch);
         if (conv->output_f32)
             memcpy(output, out, out_count * sizeof(float));
         else
-            kernels->to_f32(out, output, out_count);
+            activation_to_f32(kernels, out, output, out_channels, out_pixels, 0, out_pixels);
     }
     free(scratch);
     free(packed);
@@ -225,17 +284,17 @@ static enum rn_status check_conv(const struct kernels *kernels, const struct che
 static bool run_pool(const struct kernels *kernels, void (*run)(const struct pool *, int), struct pool pool,
                      const float *input, float *output)
 {
-    const size_t in_count = (size_t)pool.in_h * (size_t)pool.in_w * (size_t)pool.channels;
-    const size_t out_count = (size_t)pool.out_h * (size_t)pool.out_w * (size_t)pool.channels;
-    void *in = aligned(in_count * sizeof(float)), *out = aligned(out_count * sizeof(float));
+    const size_t in_pixels = (size_t)pool.in_h * (size_t)pool.in_w, channels = (size_t)pool.channels;
+    const size_t out_pixels = (size_t)pool.out_h * (size_t)pool.out_w;
+    void *in = aligned(in_pixels * channels * sizeof(float)), *out = aligned(out_pixels * channels * sizeof(float));
 
     if (in && out) {
-        kernels->from_f32(input, in, in_count);
+        activation_from_f32(kernels, input, in, channels, in_pixels, 0, in_pixels);
         pool.input = in;
         pool.output = out;
         for (int task = 0; task < pool.n * pool.out_h; task++)
             run(&pool, task);
-        kernels->to_f32(out, output, out_count);
+        activation_to_f32(kernels, out, output, channels, out_pixels, 0, out_pixels);
     }
     free(out);
     free(in);

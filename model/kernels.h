@@ -1,7 +1,10 @@
 /* kernels.h - the arithmetic of the network behind one table of function pointers per CPU family.
  *
- * Activations are NHWC and dense: element (n, y, x, c) is at ((n * H + y) * W + x) * C + c, in the
- * table's activation type. Batch norm is already folded into weights and bias when a kernel sees them.
+ * Activations are dense, in the table's activation type. Of one with C channels and P = N * H * W pixels, channel c of
+ * pixel p = (n * H + y) * W + x is element
+ *     (c / b * Q + p) * b + c % b
+ * where b is the table's `channel_block` if it has one that divides C, else C: then that is NHWC. Q is P or, for some
+ * P, a little more (activation_plane). Batch norm is already folded into weights and bias when a kernel sees them.
  *
  * Every operation is a number of independent tasks. One thread or many run tasks 0 .. tasks - 1 in any
  * order; each running thread passes its own scratch. A kernel returns void, allocates nothing, asserts
@@ -59,7 +62,7 @@ struct conv_buffers {
     const void *packed;   /* from conv_kernel.pack */
     const void *residual; /* [n, out_h, out_w, out], activation type; NULL without one. May be `output` itself */
     const void *branch;   /* [n, branch_h, branch_w, branch.in], activation type; NULL without one */
-    void *output;         /* [n, out_h, out_w, out], activation type */
+    void *output;         /* [n, out_h, out_w, out], activation type; with output_f32 NHWC */
 
     /* A hint: the packed weights of the convolution that runs next, for fetching them early; NULL for none. */
     const void *upcoming;
@@ -100,6 +103,7 @@ struct kernels {
     const char *precision;  /* "fp32" or "bf16" */
     const char *arithmetic; /* one phrase for the metadata: "bf16 inputs, fp32 accumulation" */
     enum activation_type activation;
+    int channel_block; /* of activations, see above; 0 for none */
 
     /* Whether this machine can run the table. When it cannot, `why` (may be NULL) gets the reason.
      * Called once, before threads start; may ask the kernel for permission (AMX). */
@@ -118,6 +122,23 @@ struct kernels {
     void (*from_f32)(const float *in, void *out, size_t count);
     void (*to_f32)(const void *in, float *out, size_t count);
 };
+
+/* From one block of channels to the next, in pixels. A multiple of 64 lines would put all blocks into the same few sets
+ * of the first-level cache, so that they displace one another (on Sapphire Rapids 512 channels at 768 pixels took 1.25
+ * to 1.3 times as long as at 772 to 784): such sizes are rounded up to 8 lines more than one. */
+size_t activation_plane(size_t pixels);
+
+/* Elements of an activation, with what lies between blocks of channels. */
+size_t activation_elements(const struct kernels *kernels, size_t channels, size_t pixels);
+
+/* Where channel `c` of pixel `pixel` of an activation lies, as a number of elements. */
+size_t activation_index(const struct kernels *kernels, size_t channels, size_t pixels, size_t pixel, size_t c);
+
+/* Convert pixels [first, first + count) of an activation of `pixels` pixels; `values` is float32 [count][channels]. */
+void activation_from_f32(const struct kernels *kernels, const float *values, void *activation, size_t channels,
+                         size_t pixels, size_t first, size_t count);
+void activation_to_f32(const struct kernels *kernels, const void *activation, float *values, size_t channels,
+                       size_t pixels, size_t first, size_t count);
 
 /* The first of the table's convolutions that supports `conv`; NULL only if it has a branch and none adds it. */
 const struct conv_kernel *kernels_conv(const struct kernels *kernels, const struct conv *conv);

@@ -53,6 +53,11 @@ static void grouped_plan(const struct conv *conv, const struct conv_geometry *g,
     *work = (struct conv_work){.tasks = g->n * g->out_h, .scratch_bytes = (size_t)conv->params.out * sizeof(float)};
 }
 
+static float bf16_at(const void *base, size_t offset)
+{
+    return bf16_to_f32(*(const bf16 *)(const void *)((const char *)base + offset));
+}
+
 static void grouped_run(const struct conv *conv, const struct conv_geometry *g, const struct conv_work *work,
                         const struct conv_buffers *buffers, int task, void *scratch)
 {
@@ -60,12 +65,14 @@ static void grouped_run(const struct conv *conv, const struct conv_geometry *g, 
     const int in_group = p->in / p->groups, out_group = p->out / p->groups;
     const int n = task / g->out_h, y = task % g->out_h;
     const float *bias = buffers->packed, *weight = bias + p->out;
-    const bf16 *input = (const bf16 *)buffers->input + (size_t)n * (size_t)g->in_h * (size_t)g->in_w * (size_t)p->in;
+    const size_t in_pixels = (size_t)g->in_h * (size_t)g->in_w, out_pixels = (size_t)g->out_h * (size_t)g->out_w;
+    const struct amx_strides in = amx_strides_of(p->in, (size_t)g->n * in_pixels);
+    const struct amx_strides out = amx_strides_of(p->out, (size_t)g->n * out_pixels);
     float *sum = scratch;
 
     assert(task >= 0 && task < work->tasks);
     for (int x = 0; x < g->out_w; x++) {
-        const size_t at = ((size_t)task * (size_t)g->out_w + (size_t)x) * (size_t)p->out;
+        const size_t at = (size_t)task * (size_t)g->out_w + (size_t)x;
         memcpy(sum, bias, (size_t)p->out * sizeof(float));
         for (int ky = 0; ky < p->kernel[0]; ky++) {
             const int in_y = y * p->stride[0] - p->padding[0] + ky * p->dilation[0];
@@ -75,11 +82,11 @@ static void grouped_run(const struct conv *conv, const struct conv_geometry *g, 
                 const int in_x = x * p->stride[1] - p->padding[1] + kx * p->dilation[1];
                 if (in_x < 0 || in_x >= g->in_w)
                     continue;
-                const bf16 *pixel = input + ((size_t)in_y * (size_t)g->in_w + (size_t)in_x) * (size_t)p->in;
+                const size_t pixel = (size_t)n * in_pixels + (size_t)in_y * (size_t)g->in_w + (size_t)in_x;
                 const float *w = weight + (size_t)(ky * p->kernel[1] + kx) * (size_t)in_group * (size_t)p->out;
                 for (int i = 0; i < in_group; i++, w += p->out)
                     for (int group = 0; group < p->groups; group++) {
-                        const float value = bf16_to_f32(pixel[group * in_group + i]);
+                        const float value = bf16_at(buffers->input, amx_offset(in, pixel, group * in_group + i));
                         float *s = sum + group * out_group;
                         for (int o = 0; o < out_group; o++)
                             s[o] += value * w[group * out_group + o];
@@ -87,15 +94,16 @@ static void grouped_run(const struct conv *conv, const struct conv_geometry *g, 
             }
         }
         for (int o = 0; o < p->out; o++) {
+            const size_t offset = amx_offset(out, at, o);
             float value = sum[o];
             if (conv->has_residual)
-                value += bf16_to_f32(((const bf16 *)buffers->residual)[at + (size_t)o]);
+                value += bf16_at(buffers->residual, offset);
             if (conv->relu && !(value > 0.0f))
                 value = 0.0f;
             if (conv->output_f32)
-                ((float *)buffers->output)[at + (size_t)o] = value;
+                ((float *)buffers->output)[at * (size_t)p->out + (size_t)o] = value;
             else
-                ((bf16 *)buffers->output)[at + (size_t)o] = bf16_from_f32(value);
+                *(bf16 *)(void *)((char *)buffers->output + offset) = bf16_from_f32(value);
         }
     }
 }
@@ -111,15 +119,14 @@ static const struct conv_kernel conv_grouped = {
 
 /* ---- pooling ---- */
 
-static const bf16 *pool_input(const struct pool *pool, int n, int y, int x)
+static struct amx_strides input_strides(const struct pool *pool)
 {
-    return (const bf16 *)pool->input +
-           (((size_t)n * (size_t)pool->in_h + (size_t)y) * (size_t)pool->in_w + (size_t)x) * (size_t)pool->channels;
+    return amx_strides_of(pool->channels, (size_t)pool->n * (size_t)pool->in_h * (size_t)pool->in_w);
 }
 
-static bf16 *pool_output(const struct pool *pool, int task, int x)
+static struct amx_strides output_strides(const struct pool *pool)
 {
-    return (bf16 *)pool->output + ((size_t)task * (size_t)pool->out_w + (size_t)x) * (size_t)pool->channels;
+    return amx_strides_of(pool->channels, (size_t)pool->n * (size_t)pool->out_h * (size_t)pool->out_w);
 }
 
 /* The first `count` of 32 or 16 lanes, all when there are more. */
@@ -150,22 +157,24 @@ static void bf16_max_pool(const struct pool *pool, int task)
     for (; row < 0; row += p->dilation[0])
         rows++;
     rows = min_int(p->kernel[0] - rows, ceil_div(pool->in_h - row, p->dilation[0]));
-    const size_t row_stride = (size_t)p->dilation[0] * (size_t)pool->in_w * (size_t)pool->channels;
+    const struct amx_strides in_strides = input_strides(pool), out_strides = output_strides(pool);
+    const size_t first_in = ((size_t)n * (size_t)pool->in_h + (size_t)row) * (size_t)pool->in_w;
+    const size_t row_stride = (size_t)p->dilation[0] * (size_t)pool->in_w * in_strides.pixel;
 
     for (int c = 0; c < pool->channels; c += 32) {
         const __mmask32 mask = first_lanes32(pool->channels - c);
-        const bf16 *line = pool_input(pool, n, row, 0) + c;
-        bf16 *out = pool_output(pool, task, 0) + c;
+        const char *line = (const char *)pool->input + amx_offset(in_strides, first_in, c);
+        char *out = (char *)pool->output + amx_offset(out_strides, (size_t)task * (size_t)pool->out_w, c);
         __m512i column = lowest; /* the largest of column `column_x`; neighbouring kernels share columns */
         int column_x = -1;
-        for (int x = 0; x < pool->out_w; x++, out += pool->channels) {
+        for (int x = 0; x < pool->out_w; x++, out += out_strides.pixel) {
             __m512i best = lowest;
             for (int kx = 0; kx < p->kernel[1]; kx++) {
                 const int in_x = x * p->stride[1] - p->padding[1] + kx * p->dilation[1];
                 if (in_x < 0 || in_x >= pool->in_w)
                     continue;
                 if (in_x != column_x) {
-                    const bf16 *in = line + (size_t)in_x * (size_t)pool->channels;
+                    const char *in = line + (size_t)in_x * in_strides.pixel;
                     column = lowest;
                     for (int ky = 0; ky < rows; ky++, in += row_stride)
                         column = _mm512_max_epi16(column, ordered(_mm512_maskz_loadu_epi16(mask, in)));
@@ -178,17 +187,23 @@ static void bf16_max_pool(const struct pool *pool, int task)
     }
 }
 
-/* out[channels] = sum of the pixels in [y0, y1) x [x0, x1), divided by `divisor`. */
-static void average(const struct pool *pool, int n, int y0, int y1, int x0, int x1, float divisor, bf16 *out)
+/* Output pixel `x` of a task is the sum of image n's pixels in [y0, y1) x [x0, x1), divided by `divisor`. */
+static void average(const struct pool *pool, int n, int y0, int y1, int x0, int x1, float divisor, int task, int x)
 {
+    const struct amx_strides in_strides = input_strides(pool), out_strides = output_strides(pool);
+    const size_t first_in = (size_t)n * (size_t)pool->in_h * (size_t)pool->in_w;
+    char *out = (char *)pool->output + ((size_t)task * (size_t)pool->out_w + (size_t)x) * out_strides.pixel;
+
     for (int c = 0; c < pool->channels; c += 16) {
         const __mmask16 mask = first_lanes16(pool->channels - c);
+        const char *in = (const char *)pool->input + amx_offset(in_strides, first_in, c);
         __m512 sum = _mm512_setzero_ps();
         for (int y = y0; y < y1; y++)
-            for (int x = x0; x < x1; x++)
-                sum = _mm512_add_ps(sum, widen(_mm256_maskz_loadu_epi16(mask, pool_input(pool, n, y, x) + c)));
+            for (size_t i = (size_t)y * (size_t)pool->in_w + (size_t)x0;
+                 i < (size_t)y * (size_t)pool->in_w + (size_t)x1; i++)
+                sum = _mm512_add_ps(sum, widen(_mm256_maskz_loadu_epi16(mask, in + i * in_strides.pixel)));
         sum = _mm512_div_ps(sum, _mm512_set1_ps(divisor));
-        _mm256_mask_storeu_epi16(out + c, mask, (__m256i)_mm512_cvtneps_pbh(sum));
+        _mm256_mask_storeu_epi16(out + amx_offset(out_strides, 0, c), mask, (__m256i)_mm512_cvtneps_pbh(sum));
     }
 }
 
@@ -205,7 +220,7 @@ static void bf16_avg_pool(const struct pool *pool, int task)
         const int count = p->divisor_override    ? p->divisor_override
                           : p->count_include_pad ? (y1 - y0) * (x1 - x0)
                                                  : (in_y1 - in_y0) * (in_x1 - in_x0);
-        average(pool, n, in_y0, in_y1, in_x0, in_x1, (float)count, pool_output(pool, task, x));
+        average(pool, n, in_y0, in_y1, in_x0, in_x1, (float)count, task, x);
     }
 }
 
@@ -217,7 +232,7 @@ static void bf16_adaptive_avg_pool(const struct pool *pool, int task)
     for (int x = 0; x < pool->out_w; x++) {
         const int x0 = adaptive_bin_begin(x, pool->in_w, pool->out_w);
         const int x1 = adaptive_bin_end(x, pool->in_w, pool->out_w);
-        average(pool, n, y0, y1, x0, x1, (float)((y1 - y0) * (x1 - x0)), pool_output(pool, task, x));
+        average(pool, n, y0, y1, x0, x1, (float)((y1 - y0) * (x1 - x0)), task, x);
     }
 }
 
@@ -292,6 +307,7 @@ const struct kernels kernels_amx = {
     .precision = "bf16",
     .arithmetic = "bf16 inputs, fp32 accumulation",
     .activation = ACTIVATION_BF16,
+    .channel_block = CHUNK,
     .available = amx_available,
     .convs = amx_convs,
     .max_pool = bf16_max_pool,

@@ -196,7 +196,7 @@ struct scratch {
     char *sink;
     size_t *step_offset; /* [chunks * taps], bytes: where a step's pixels lie, from the tile's offset on */
     size_t *tile_offset; /* [tiles], bytes */
-    ptrdiff_t *target;   /* [tiles * m + AHEAD], bytes from the strip's first output pixel to that of each tile row */
+    size_t *target;      /* [tiles * m + AHEAD], bytes from the strip's first output pixel to that of each tile row */
     char *input, *branch;
     char *unpacked; /* tall: weight tiles */
     size_t bytes;
@@ -217,10 +217,10 @@ static struct scratch scratch_layout(const struct amx_form *f, const struct amx_
 {
     struct scratch s = {0};
     const size_t sums = 0, sink = sums + SUM_FLOATS * sizeof(float);
-    const size_t steps = sink + (size_t)f->blocks * BLOCK * sizeof(float);
+    const size_t steps = sink + BLOCK * sizeof(float);
     const size_t tiles = steps + size_round_up((size_t)(f->chunks * f->taps) * sizeof(size_t), LINE);
     const size_t targets = tiles + size_round_up((size_t)v->tiles * sizeof(size_t), LINE);
-    const size_t input = targets + size_round_up(((size_t)v->tiles * TILE + AHEAD) * sizeof(ptrdiff_t), LINE);
+    const size_t input = targets + size_round_up(((size_t)v->tiles * TILE + AHEAD) * sizeof(size_t), LINE);
     const size_t branch = input + v->input_bytes;
     const size_t unpacked = branch + v->branch_bytes;
     s.bytes = unpacked + (f->tall ? tall_slots(f, v) * TILE * LINE : 0);
@@ -229,7 +229,7 @@ static struct scratch scratch_layout(const struct amx_form *f, const struct amx_
         s.sink = (char *)base + sink;
         s.step_offset = (size_t *)((char *)base + steps);
         s.tile_offset = (size_t *)((char *)base + tiles);
-        s.target = (ptrdiff_t *)((char *)base + targets);
+        s.target = (size_t *)((char *)base + targets);
         s.input = (char *)base + input;
         s.branch = (char *)base + branch;
         s.unpacked = (char *)base + unpacked;
@@ -294,8 +294,8 @@ enum ending { ENDING_PLAIN, ENDING_RESIDUAL, ENDING_GENERAL, ENDING_COUNT };
 
 /* Finished sums on their way to the output. */
 struct pending {
-    float *sums;             /* where they are to be stored: rows of BLOCK floats */
-    const ptrdiff_t *target; /* [rows + AHEAD], the last AHEAD to be prefetched only */
+    float *sums;          /* where they are to be stored: rows of BLOCK floats */
+    const size_t *target; /* [rows + AHEAD], the last AHEAD to be prefetched only */
     int rows;
     enum ending ending;
     uintptr_t out;      /* address of the strip's first output pixel, at the block's first channel */
@@ -311,9 +311,15 @@ struct job {
     size_t branch_pixel_stride, branch_chunk_stride;
     int share;     /* rows to finish at each step, or in each quarter of one (spread) */
     __m512i floor; /* ReLU on bf16 as 16-bit integers: 0, or the smallest of all */
-    ptrdiff_t sink;
+    char *sink;
     bool relu, residual, output_f32;
 };
+
+/* Where a row is written. */
+ALWAYS_INLINE char *row_output(uintptr_t out, size_t target, char *sink)
+{
+    return target & NO_OUTPUT ? sink : (char *)(out + target);
+}
 
 ALWAYS_INLINE void prefetch_for_writing(const char *line)
 {
@@ -344,10 +350,10 @@ ALWAYS_INLINE void finish_tall_row(const float *sums, char *out, __m512i floor, 
 static void finish_tall_row_general(const struct job *job, const struct pending *p, int row)
 {
     __m512 x = _mm512_load_ps(p->sums + (size_t)row * TILE);
-    char *out = (char *)(p->out + (uintptr_t)p->target[row]);
+    char *out = row_output(p->out, p->target[row], job->sink);
     const __mmask16 mask = (__mmask16)p->mask;
 
-    if (job->residual && p->target[row] != job->sink) {
+    if (job->residual && out != job->sink) {
         const char *residual = (const char *)(p->residual + (uintptr_t)p->target[row]);
         x = _mm512_add_ps(x, widen(_mm256_maskz_loadu_epi16(mask, residual)));
     }
@@ -362,10 +368,10 @@ static void finish_tall_row_general(const struct job *job, const struct pending 
 static void finish_row_general(const struct job *job, const struct pending *p, int row)
 {
     const float *sums = p->sums + (size_t)row * BLOCK;
-    char *out = (char *)(p->out + (uintptr_t)p->target[row]);
+    char *out = row_output(p->out, p->target[row], job->sink);
     __m512 low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + TILE);
 
-    if (job->residual && p->target[row] != job->sink) {
+    if (job->residual && out != job->sink) {
         const char *residual = (const char *)(p->residual + (uintptr_t)p->target[row]);
         const __m512i r = _mm512_maskz_loadu_epi16(p->mask, residual);
         low = _mm512_add_ps(low, widen(_mm512_castsi512_si256(r)));
@@ -431,8 +437,9 @@ struct operands {
 /* What is left to do of a pending block, in registers. */
 struct finishing {
     const float *sums;
-    const ptrdiff_t *target, *end;
+    const size_t *target, *end;
     uintptr_t out;
+    char *sink;
     __m512i floor;
 };
 
@@ -440,14 +447,14 @@ struct finishing {
 ALWAYS_INLINE void finish_rows(struct finishing *f, ptrdiff_t rows, const struct job *job,
                                const struct pending *pending, const enum ending ending)
 {
-    const ptrdiff_t *const stop = f->end - f->target > rows ? f->target + rows : f->end;
+    const size_t *const stop = f->end - f->target > rows ? f->target + rows : f->end;
     for (; f->target < stop; f->target++, f->sums += BLOCK) {
         if (ending == ENDING_GENERAL) {
             finish_row_general(job, pending, (int)(f->target - pending->target));
             continue;
         }
         prefetch_for_writing((const char *)(f->out + (uintptr_t)f->target[AHEAD]));
-        finish_row(f->sums, (char *)(f->out + (uintptr_t)*f->target), f->floor, ending == ENDING_RESIDUAL);
+        finish_row(f->sums, row_output(f->out, *f->target, f->sink), f->floor, ending == ENDING_RESIDUAL);
     }
 }
 
@@ -523,7 +530,8 @@ ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const enum m
     const size_t *step = job->step_offset, *const steps_end = step + job->steps;
     const struct fetch_run run = fetch->now;
     const ptrdiff_t share = job->share;
-    struct finishing f = {pending->sums, pending->target, pending->target + pending->rows, pending->out, job->floor};
+    struct finishing f = {pending->sums, pending->target, pending->target + pending->rows,
+                          pending->out,  job->sink,       job->floor};
     size_t next = run.next;
 
     multiply_step(job, tiles, mode, ending, true, a0 + *step, a1 + *step, b, stride, share, o->bias, pending, &f);
@@ -629,14 +637,14 @@ static void unpack_tile(const char *packed, __m512i lookup, char *to)
 ALWAYS_INLINE void finish_tall_rows(struct finishing *f, ptrdiff_t rows, const struct job *job,
                                     const struct pending *pending, const enum ending ending)
 {
-    const ptrdiff_t *const stop = f->end - f->target > rows ? f->target + rows : f->end;
+    const size_t *const stop = f->end - f->target > rows ? f->target + rows : f->end;
     for (; f->target < stop; f->target++, f->sums += TILE) {
         if (ending == ENDING_GENERAL) {
             finish_tall_row_general(job, pending, (int)(f->target - pending->target));
             continue;
         }
         prefetch_for_writing((const char *)(f->out + (uintptr_t)f->target[AHEAD]));
-        finish_tall_row(f->sums, (char *)(f->out + (uintptr_t)*f->target), f->floor, ending == ENDING_RESIDUAL);
+        finish_tall_row(f->sums, row_output(f->out, *f->target, f->sink), f->floor, ending == ENDING_RESIDUAL);
     }
 }
 
@@ -713,7 +721,8 @@ ALWAYS_INLINE void multiply_tall(const struct job *job, const int tiles, const e
     const struct fetch_run run = fetch->now;
     const ptrdiff_t share = job->share;
     const int steps = job->steps, all_steps = steps + job->branch_steps;
-    struct finishing f = {pending->sums, pending->target, pending->target + pending->rows, pending->out, job->floor};
+    struct finishing f = {pending->sums, pending->target, pending->target + pending->rows,
+                          pending->out,  job->sink,       job->floor};
     struct unpacking u = {o->unpack ? o->b + TALL_LOOKUP_BYTES + TALL_AHEAD * TALL_STEP_BYTES : NULL, NULL,
                           _mm512_load_si512(o->b)};
     size_t next = run.next, slot = ring->slot, ahead = (slot + TALL_AHEAD) % slots;
@@ -798,6 +807,7 @@ struct task {
     const float *bias;
     int channels;               /* of the convolution's output */
     size_t element;             /* bytes of one */
+    size_t out_chunk;           /* bytes from 32 channels to the next in output and residual */
     uintptr_t out, residual;    /* addresses of the strip's first pixel */
     int first_block, end_block; /* of 32 channels */
     enum ending ending;         /* of a block whose channels all exist */
@@ -808,7 +818,7 @@ struct task {
 static struct pending pending_of(const struct task *t, int tile, int rows, int channel, int most)
 {
     const int channels = max_int(0, min_int(most, t->channels - channel));
-    const size_t at = (size_t)channel * t->element;
+    const size_t at = (size_t)(channel / CHUNK) * t->out_chunk + (size_t)(channel % CHUNK) * t->element;
 
     return (struct pending){
         .sums = t->scratch->sums,
@@ -925,21 +935,20 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
     assert(!conv->has_residual || (buffers->residual && !conv->output_f32));
     assert(!conv->has_branch || buffers->branch);
 
-    const size_t out_stride = (size_t)p->out * element;
-    const uintptr_t out = (uintptr_t)buffers->output + first_pixel * out_stride;
-    const uintptr_t residual = conv->has_residual ? (uintptr_t)buffers->residual + first_pixel * out_stride : 0;
-    const ptrdiff_t sink = (ptrdiff_t)((uintptr_t)s.sink - out);
+    const struct amx_strides strides = conv->output_f32
+                                           ? (struct amx_strides){(size_t)p->out * sizeof(float), CHUNK * sizeof(float)}
+                                           : amx_strides_of(p->out, (size_t)g->n * (size_t)g->out_h * (size_t)g->out_w);
+    const uintptr_t out = (uintptr_t)buffers->output + first_pixel * strides.pixel;
+    const uintptr_t residual = conv->has_residual ? (uintptr_t)buffers->residual + first_pixel * strides.pixel : 0;
     amx_fill_steps(p, &f, &v, s.step_offset);
-    amx_fill_tiles(p, &f, &v, out_stride, sink, s.tile_offset, s.target);
+    amx_fill_tiles(p, &f, &v, strides.pixel, s.tile_offset, s.target);
     if (f.source == SOURCE_DIRECT) {
         input += first_pixel * v.pixel_stride;
     } else {
-        const bf16 *from =
-            (const bf16 *)buffers->input + (size_t)image * (size_t)g->in_h * (size_t)g->in_w * (size_t)p->in;
         if (f.source == SOURCE_PLANES)
-            amx_gather_planes(p, &f, g, &v, from, first, s.input);
+            amx_gather_planes(p, &f, g, &v, input, image, first, s.input);
         else
-            amx_gather_runs(p, g, &v, from, first, s.input);
+            amx_gather_runs(p, g, &v, input, image, first, s.input);
         input = s.input;
     }
     const char *branch = buffers->branch;
@@ -963,7 +972,7 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
         .branch_chunk_stride = v.branch_chunk_stride,
         .share = mode == MODE_STREAM || f.tall ? share : ceil_div(share, 4),
         .floor = _mm512_set1_epi16(conv->relu ? 0 : INT16_MIN),
-        .sink = sink,
+        .sink = s.sink,
         .relu = conv->relu,
         .residual = conv->has_residual,
         .output_f32 = conv->output_f32,
@@ -980,6 +989,7 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
         .bias = bias,
         .channels = p->out,
         .element = element,
+        .out_chunk = strides.chunk,
         .out = out,
         .residual = residual,
         .first_block = first_block,

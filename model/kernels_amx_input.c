@@ -4,6 +4,7 @@
 
 #if defined(__x86_64__)
 
+#include <assert.h>
 #include <string.h>
 
 struct amx_form amx_form_of(const struct conv *conv)
@@ -50,6 +51,16 @@ static int phases_used(const struct conv_params *p, int dimension)
     return used;
 }
 
+static size_t input_pixels(const struct conv_geometry *g)
+{
+    return (size_t)g->n * (size_t)g->in_h * (size_t)g->in_w;
+}
+
+static size_t branch_pixels(const struct conv_geometry *g)
+{
+    return (size_t)g->n * (size_t)g->branch_h * (size_t)g->branch_w;
+}
+
 /* The view of a strip of `strip_rows` rows; 0 for a whole image. */
 struct amx_view amx_view_of(const struct conv *conv, const struct amx_form *f, const struct conv_geometry *g,
                             int strip_rows)
@@ -66,8 +77,9 @@ struct amx_view amx_view_of(const struct conv *conv, const struct amx_form *f, c
     v.strip_rows = strip_rows ? strip_rows : v.rows;
     switch (f->source) {
     case SOURCE_DIRECT:
-        v.row_bytes = v.pixel_stride = (size_t)p->in * sizeof(bf16);
-        v.chunk_stride = LINE;
+        v.row_bytes = (size_t)p->in * sizeof(bf16);
+        v.pixel_stride = LINE;
+        v.chunk_stride = amx_strides_of(p->in, input_pixels(g)).chunk;
         v.tiles = ceil_div(v.strip_rows, TILE);
         v.m = ceil_div(v.strip_rows, v.tiles);
         break;
@@ -101,8 +113,8 @@ struct amx_view amx_view_of(const struct conv *conv, const struct amx_form *f, c
     }
     }
     if (f->branch_direct) {
-        v.branch_pixel_stride = (size_t)conv->branch.in * sizeof(bf16);
-        v.branch_chunk_stride = LINE;
+        v.branch_pixel_stride = LINE;
+        v.branch_chunk_stride = amx_strides_of(conv->branch.in, branch_pixels(g)).chunk;
     } else if (f->branch_chunks) {
         v.branch_pixel_stride = LINE;
         v.branch_chunk_stride = (size_t)v.tiles * (size_t)v.m * LINE;
@@ -112,28 +124,27 @@ struct amx_view amx_view_of(const struct conv *conv, const struct amx_form *f, c
     return v;
 }
 
-/* Copy `channels` values and fill up to whole lines with zeros, each line `stride` bytes after the other. */
-ALWAYS_INLINE void copy_pixel(const bf16 *from, int channels, char *to, size_t stride)
+/* Copy `count` pixels of a chunk, `step` bytes apart, to consecutive lines; channels outside `mask` become zeros. */
+ALWAYS_INLINE void copy_lines(const char *from, size_t step, int count, __mmask32 mask, char *to)
 {
-    int c = 0;
-    for (; c + CHUNK <= channels; c += CHUNK, to += stride)
-        _mm512_store_si512(to, _mm512_loadu_si512(from + c));
-    if (c < channels) {
-        const __mmask32 mask = (__mmask32)((1u << (channels - c)) - 1u);
-        _mm512_store_si512(to, _mm512_maskz_loadu_epi16(mask, from + c));
-    }
+    for (int i = 0; i < count; i++, from += step, to += LINE)
+        _mm512_store_si512(to, _mm512_maskz_loadu_epi16(mask, from));
 }
 
-static void clear_pixels(char *to, int count, int chunks, size_t stride)
+/* Which channels of a chunk exist. */
+static __mmask32 chunk_mask(int channels, int chunk)
 {
-    for (int chunk = 0; chunk < chunks; chunk++)
-        memset(to + (size_t)chunk * stride, 0, (size_t)count * LINE);
+    const int left = channels - chunk * CHUNK;
+    return left >= CHUNK ? (__mmask32)-1 : (__mmask32)((1u << left) - 1u);
 }
 
 /* Copy what output rows [first, first + view->strip_rows) of one image need. */
 void amx_gather_planes(const struct conv_params *p, const struct amx_form *f, const struct conv_geometry *g,
-                       const struct amx_view *v, const bf16 *image, int first, char *to)
+                       const struct amx_view *v, const char *input, int image, int first, char *to)
 {
+    const struct amx_strides strides = amx_strides_of(p->in, input_pixels(g));
+    const size_t first_pixel = (size_t)image * (size_t)g->in_h * (size_t)g->in_w;
+
     for (int phase_y = 0; phase_y < p->stride[0]; phase_y++) {
         if (!phase_used(p, 0, phase_y))
             continue;
@@ -146,29 +157,36 @@ void amx_gather_planes(const struct conv_params *p, const struct amx_form *f, co
             const int right = max_int(left, min_int(v->plane_w, g->in_w > shift ? ceil_div(g->in_w - shift, sx) : 0));
             for (int row = 0; row < v->plane_rows; row++, to += (size_t)v->plane_w * LINE) {
                 const int y = (first + row) * p->stride[0] + phase_y - p->padding[0];
-                if (y < 0 || y >= g->in_h) {
-                    clear_pixels(to, v->plane_w, f->chunks, v->chunk_stride);
-                    continue;
+                const bool outside = y < 0 || y >= g->in_h || left == right;
+                const size_t pixel =
+                    outside ? 0 : first_pixel + (size_t)y * (size_t)g->in_w + (size_t)(left * sx + shift);
+                const char *from = input + pixel * strides.pixel;
+                char *line = to;
+                for (int chunk = 0; chunk < f->chunks; chunk++, line += v->chunk_stride, from += strides.chunk) {
+                    if (outside) {
+                        memset(line, 0, (size_t)v->plane_w * LINE);
+                        continue;
+                    }
+                    memset(line, 0, (size_t)left * LINE);
+                    copy_lines(from, (size_t)sx * strides.pixel, right - left, chunk_mask(p->in, chunk),
+                               line + (size_t)left * LINE);
+                    memset(line + (size_t)right * LINE, 0, (size_t)(v->plane_w - right) * LINE);
                 }
-                const bf16 *line = image + (size_t)y * (size_t)g->in_w * (size_t)p->in;
-                clear_pixels(to, left, f->chunks, v->chunk_stride);
-                for (int x = left; x < right; x++)
-                    copy_pixel(line + (size_t)(x * sx + shift) * (size_t)p->in, p->in, to + (size_t)x * LINE,
-                               v->chunk_stride);
-                clear_pixels(to + (size_t)right * LINE, v->plane_w - right, f->chunks, v->chunk_stride);
             }
         }
     }
 }
 
 void amx_gather_runs(const struct conv_params *p, const struct conv_geometry *g, const struct amx_view *v,
-                     const bf16 *image, int first, char *to)
+                     const char *input, int image, int first, char *to)
 {
     const int in_rows = (v->strip_rows - 1) * p->stride[0] + (p->kernel[0] - 1) * p->dilation[0] + 1;
     const int left = min_int(p->padding[1], v->plane_w), count = max_int(0, min_int(g->in_w, v->plane_w - left));
     const size_t pixel = (size_t)p->in * sizeof(bf16), row_bytes = (size_t)v->plane_w * pixel;
     const char *end = to + v->input_bytes;
 
+    assert(p->in % CHUNK != 0); /* pixel by pixel in memory */
+    input += (size_t)image * (size_t)g->in_h * (size_t)g->in_w * pixel;
     for (int row = 0; row < in_rows; row++, to += row_bytes) {
         const int y = first * p->stride[0] + row - p->padding[0];
         if (y < 0 || y >= g->in_h) {
@@ -176,7 +194,7 @@ void amx_gather_runs(const struct conv_params *p, const struct conv_geometry *g,
             continue;
         }
         memset(to, 0, (size_t)left * pixel);
-        memcpy(to + (size_t)left * pixel, image + (size_t)y * (size_t)g->in_w * (size_t)p->in, (size_t)count * pixel);
+        memcpy(to + (size_t)left * pixel, input + (size_t)y * (size_t)g->in_w * pixel, (size_t)count * pixel);
         memset(to + (size_t)(left + count) * pixel, 0, row_bytes - (size_t)(left + count) * pixel);
     }
     memset(to, 0, (size_t)(end - to));
@@ -184,25 +202,25 @@ void amx_gather_runs(const struct conv_params *p, const struct conv_geometry *g,
 
 /* Copy the branch's input for a strip: output position `i` of the tiles reads pixel i of each chunk. */
 void amx_gather_branch(const struct conv_params *branch, const struct conv_geometry *g, const struct amx_view *v,
-                       const bf16 *input, size_t first_pixel, char *to)
+                       const char *input, size_t first_pixel, char *to)
 {
     const size_t width = (size_t)g->out_w, height = (size_t)g->out_h;
+    const struct amx_strides strides = amx_strides_of(branch->in, branch_pixels(g));
     /* Whole rows leave room for the halo between them; pixels without one follow one another. */
     const size_t gap = v->plane_w ? (size_t)(v->plane_w - v->width) : 0;
-    size_t x = first_pixel % width, y = first_pixel / width % height, n = first_pixel / width / height;
+    size_t left = (size_t)v->strip_rows * (size_t)v->width;
 
-    for (int i = 0; i < v->strip_rows * v->width; i++, to += LINE) {
+    for (size_t pixel = first_pixel; left;) {
+        const size_t x = pixel % width, y = pixel / width % height, n = pixel / width / height;
+        const size_t count = min_size(left, width - x);
         const size_t at = (n * (size_t)g->branch_h + y * (size_t)branch->stride[0]) * (size_t)g->branch_w +
                           x * (size_t)branch->stride[1];
-        copy_pixel(input + at * (size_t)branch->in, branch->in, to, v->branch_chunk_stride);
-        if (++x == width) {
-            x = 0;
-            to += gap * LINE;
-            if (++y == height) {
-                y = 0;
-                n++;
-            }
-        }
+        for (int chunk = 0; chunk * CHUNK < branch->in; chunk++)
+            copy_lines(input + amx_offset(strides, at, chunk * CHUNK), (size_t)branch->stride[1] * strides.pixel,
+                       (int)count, chunk_mask(branch->in, chunk), to + (size_t)chunk * v->branch_chunk_stride);
+        to += (count + gap) * LINE;
+        pixel += count;
+        left -= count;
     }
 }
 
@@ -231,27 +249,31 @@ void amx_fill_steps(const struct conv_params *p, const struct amx_form *f, const
         *offset++ = first[i - f->taps] + v->chunk_stride;
 }
 
-/* Where tiles read and where their rows are written: `out_stride` bytes from an output pixel to the next; rows that
- * are no output go to `sink`. */
+/* Where tiles read and where their rows are written: `out_stride` bytes from an output pixel to the next. */
 void amx_fill_tiles(const struct conv_params *p, const struct amx_form *f, const struct amx_view *v, size_t out_stride,
-                    ptrdiff_t sink, size_t *offset, ptrdiff_t *target)
+                    size_t *offset, size_t *target)
 {
+    const size_t pixels = (size_t)v->strip_rows * (size_t)v->width;
+    size_t pixel = 0; /* the next that is an output */
     int y = 0, x = 0; /* of the next position; in runs, of the next tile */
 
     for (int tile = 0; tile < v->tiles; tile++, target += v->m) {
         switch (f->source) {
         case SOURCE_DIRECT: { /* the last tile overlaps its predecessor rather than the end */
-            const int begin = tile * v->m, at = min_int(begin, v->strip_rows - v->m);
-            offset[tile] = (size_t)at * v->pixel_stride;
+            const size_t at = min_size(pixel, pixels - (size_t)v->m);
+            offset[tile] = at * v->pixel_stride;
             for (int i = 0; i < v->m; i++)
-                target[i] = at + i < begin ? sink : (ptrdiff_t)((size_t)(at + i) * out_stride);
+                target[i] = at + (size_t)i < pixel ? pixel * out_stride | NO_OUTPUT : (at + (size_t)i) * out_stride;
+            pixel = at + (size_t)v->m;
             break;
         }
         case SOURCE_PLANES:
             offset[tile] = (size_t)(tile * v->m) * LINE;
             for (int i = 0; i < v->m; i++) {
-                target[i] =
-                    y < v->strip_rows && x < v->width ? (ptrdiff_t)((size_t)(y * v->width + x) * out_stride) : sink;
+                if (y < v->strip_rows && x < v->width)
+                    target[i] = pixel++ * out_stride;
+                else
+                    target[i] = min_size(pixel, pixels - 1) * out_stride | NO_OUTPUT;
                 if (++x == v->plane_w) {
                     x = 0;
                     y++;
@@ -261,9 +283,12 @@ void amx_fill_tiles(const struct conv_params *p, const struct amx_form *f, const
         case SOURCE_RUNS:
             offset[tile] = ((size_t)(y * p->stride[0]) * (size_t)v->plane_w + (size_t)(x * p->stride[1])) *
                            (size_t)p->in * sizeof(bf16);
-            for (int i = 0; i < v->m; i++)
-                target[i] = x + i < v->width ? (ptrdiff_t)((size_t)(y * v->width + x + i) * out_stride) : sink;
-            x += v->m;
+            for (int i = 0; i < v->m; i++, x++) {
+                if (x < v->width)
+                    target[i] = pixel++ * out_stride;
+                else
+                    target[i] = min_size(pixel, pixels - 1) * out_stride | NO_OUTPUT;
+            }
             if (x >= v->width) {
                 x = 0;
                 y++;
@@ -272,7 +297,7 @@ void amx_fill_tiles(const struct conv_params *p, const struct amx_form *f, const
         }
     }
     for (int i = 0; i < AHEAD; i++)
-        target[i] = sink;
+        target[i] = (pixels - 1) * out_stride | NO_OUTPUT;
 }
 
 #endif

@@ -60,6 +60,26 @@ ALWAYS_INLINE __m512 widen(__m256i x)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 
+/* How an activation of this table lies in memory: bytes from a pixel to the next, and from 32 channels to the next 32.
+ * Whole chunks lie as [chunk][pixel][32] over all pixels of all images (kernels.h: channel_block), so that tiles are
+ * read, and outputs written, line after line. */
+struct amx_strides {
+    size_t pixel, chunk;
+};
+
+static inline struct amx_strides amx_strides_of(int channels, size_t pixels)
+{
+    if (channels % CHUNK == 0)
+        return (struct amx_strides){LINE, activation_plane(pixels) * LINE};
+    return (struct amx_strides){(size_t)channels * sizeof(bf16), LINE};
+}
+
+/* Bytes from the beginning to channel `c` of pixel `pixel`. */
+static inline size_t amx_offset(struct amx_strides strides, size_t pixel, int c)
+{
+    return pixel * strides.pixel + (size_t)(c / CHUNK) * strides.chunk + (size_t)(c % CHUNK) * sizeof(bf16);
+}
+
 /* The convolution by tiles (kernels_amx_conv.c). */
 extern const struct conv_kernel amx_conv_tiles;
 
@@ -100,24 +120,27 @@ struct amx_view {
 struct amx_view amx_view_of(const struct conv *conv, const struct amx_form *f, const struct conv_geometry *g,
                             int strip_rows);
 
-/* Copy what output rows [first, first + view->strip_rows) of one image need, to [view->input_bytes]. */
+/* Copy what output rows [first, first + view->strip_rows) of image `image` need, to [view->input_bytes]. */
 void amx_gather_planes(const struct conv_params *p, const struct amx_form *f, const struct conv_geometry *g,
-                       const struct amx_view *v, const bf16 *image, int first, char *to);
+                       const struct amx_view *v, const char *input, int image, int first, char *to);
 void amx_gather_runs(const struct conv_params *p, const struct conv_geometry *g, const struct amx_view *v,
-                     const bf16 *image, int first, char *to);
+                     const char *input, int image, int first, char *to);
 
 /* Copy the branch's input for a strip, to [view->branch_bytes]: output position `i` of the tiles reads pixel i of each
  * chunk. */
 void amx_gather_branch(const struct conv_params *branch, const struct conv_geometry *g, const struct amx_view *v,
-                       const bf16 *input, size_t first_pixel, char *to);
+                       const char *input, size_t first_pixel, char *to);
 
 /* offset[chunks * taps]: where the steps read, relative to a tile's offset: tap by tap, chunk by chunk. */
 void amx_fill_steps(const struct conv_params *p, const struct amx_form *f, const struct amx_view *v, size_t *offset);
 
+/* In a target: the row is no output. What is left is the offset of one nearby that is. */
+enum { NO_OUTPUT = 1 };
+
 /* offset[tiles], target[tiles * m + AHEAD]: where tiles read and where their rows are written, `out_stride` bytes from
- * an output pixel to the next; rows that are no output go to `sink`. */
+ * an output pixel to the next. */
 void amx_fill_tiles(const struct conv_params *p, const struct amx_form *f, const struct amx_view *v, size_t out_stride,
-                    ptrdiff_t sink, size_t *offset, ptrdiff_t *target);
+                    size_t *offset, size_t *target);
 
 #endif
 #endif

@@ -17,17 +17,25 @@ struct piece {
 
 static size_t value_bytes(const struct program *program, const struct plan *plan, int value)
 {
-    const size_t element = program->is_f32[value] ? sizeof(float) : activation_bytes(program->kernels->activation);
+    const struct kernels *kernels = program->kernels;
+    const struct shape *shape = &plan->values[value];
+    const size_t bytes = program->is_f32[value] ? shape_elements(shape) * sizeof(float)
+                                                : activation_elements(kernels, (size_t)shape->c, shape_pixels(shape)) *
+                                                      activation_bytes(kernels->activation);
 
     /* Kernels may read KERNEL_ALIGNMENT bytes past the end. */
-    return size_round_up(shape_elements(&plan->values[value]) * element + KERNEL_ALIGNMENT, KERNEL_ALIGNMENT);
+    return size_round_up(bytes + KERNEL_ALIGNMENT, KERNEL_ALIGNMENT);
 }
 
 bool layout_flatten_is_free(const struct layout *layout, const struct op *op)
 {
     const struct shape *in = &layout->plan->values[op->input];
 
-    return in->flat || in->c == 1 || (in->h == 1 && in->w == 1);
+    /* One channel per pixel becomes one pixel per image: the same where a pixel's channels lie together. */
+    const size_t pixels = (size_t)in->h * (size_t)in->w, block = (size_t)layout->program->kernels->channel_block;
+    const bool together = in->n == 1 || block == 0 || pixels % block != 0 || layout->program->is_f32[op->input];
+
+    return in->flat || pixels == 1 || (in->c == 1 && together);
 }
 
 /* Values that are the same memory get the same root: a free Flatten, and element-wise operations that may

@@ -18,6 +18,11 @@ size_t shape_elements(const struct shape *shape)
     return (size_t)shape->n * (size_t)shape->c * (size_t)shape->h * (size_t)shape->w;
 }
 
+size_t shape_pixels(const struct shape *shape)
+{
+    return (size_t)shape->n * (size_t)shape->h * (size_t)shape->w;
+}
+
 static const char *format_shape(const struct shape *shape, int n, char text[SHAPE_TEXT_SIZE])
 {
     if (shape->flat)

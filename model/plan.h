@@ -24,6 +24,7 @@ struct shape {
 };
 
 size_t shape_elements(const struct shape *shape);
+size_t shape_pixels(const struct shape *shape); /* n * h * w */
 
 /* "[1, 64, 112, 112]" or "[1, 2048]" into `text`; returns `text`. */
 enum { SHAPE_TEXT_SIZE = 64 };

@@ -256,7 +256,8 @@ static size_t prepare(struct bench *b, size_t *packed_bytes)
     for (int i = 0; i < b->count; i++) {
         const struct layer *l = &b->layers[i];
         const struct conv_params *p = &l->conv.params;
-        const size_t in = pixels_in(&l->geometry) * (size_t)p->in, out = pixels_out(&l->geometry) * (size_t)p->out;
+        const size_t in = activation_elements(b->table, (size_t)p->in, pixels_in(&l->geometry));
+        const size_t out = activation_elements(b->table, (size_t)p->out, pixels_out(&l->geometry));
         const size_t w = (size_t)p->in * (size_t)p->out * (size_t)(p->kernel[0] * p->kernel[1]);
         activation = in > activation ? in : activation;
         activation = out > activation ? out : activation;

@@ -151,21 +151,24 @@ static void running_init(struct running *r, const struct kernels *table, const s
                          bool in_place)
 {
     const size_t element = activation_bytes(table->activation);
+    const size_t in_channels = (size_t)p->conv.params.in, out_channels = (size_t)p->conv.params.out;
+    const size_t in_pixels = p->inputs / in_channels, out_pixels = p->outputs / out_channels;
 
     *r = (struct running){.table = table, .kernel = kernels_conv(table, &p->conv), .problem = p};
     r->kernel->plan(&p->conv, &p->g, threads, &r->work);
     assert_true(r->work.tasks >= 1);
-    r->in_bytes = p->inputs * element;
-    r->residual_bytes = p->outputs * element;
-    r->out_bytes = p->outputs * (p->conv.output_f32 ? sizeof(float) : element);
+    r->in_bytes = activation_elements(table, in_channels, in_pixels) * element;
+    r->residual_bytes = activation_elements(table, out_channels, out_pixels) * element;
+    r->out_bytes = p->conv.output_f32 ? p->outputs * sizeof(float) : r->residual_bytes;
     r->packed_bytes = r->kernel->packed_bytes(&p->conv);
     r->in = guarded_alloc(r->in_bytes);
     r->out = guarded_alloc(r->out_bytes);
     r->packed = guarded_alloc(r->packed_bytes);
     r->residual = guarded_alloc(r->residual_bytes);
-    table->from_f32(p->input, r->in, p->inputs);
+    activation_from_f32(table, p->input, r->in, in_channels, in_pixels, 0, in_pixels);
     if (p->conv.has_residual)
-        table->from_f32(p->residual, in_place ? r->out : r->residual, p->outputs);
+        activation_from_f32(table, p->residual, in_place ? r->out : r->residual, out_channels, out_pixels, 0,
+                            out_pixels);
     r->kernel->pack(&p->conv, p->weight, p->bias, r->packed);
     if (in_place)
         memcpy(r->residual, r->out, r->residual_bytes);
@@ -195,7 +198,8 @@ static void running_finish(struct running *r)
     if (p->conv.output_f32)
         memcpy(actual, r->out, p->outputs * sizeof *actual);
     else
-        r->table->to_f32(r->out, actual, p->outputs);
+        activation_to_f32(r->table, r->out, actual, (size_t)c->out, p->outputs / (size_t)c->out, 0,
+                          p->outputs / (size_t)c->out);
     for (size_t i = 0; i < p->outputs; i++)
         largest = fmax(largest, fabs(p->expected[i]));
     for (size_t i = 0; i < p->outputs; i++)

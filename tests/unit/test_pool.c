@@ -42,8 +42,10 @@ typedef void pool_run(const struct pool *pool, int task);
 static void run_pool(const struct kernels *table, pool_run *run, struct pool pool, const float *input, float *output)
 {
     const size_t element = activation_bytes(table->activation);
-    const size_t inputs = (size_t)(pool.n * pool.in_h * pool.in_w * pool.channels);
-    const size_t outputs = (size_t)(pool.n * pool.out_h * pool.out_w * pool.channels);
+    const size_t channels = (size_t)pool.channels, in_pixels = (size_t)(pool.n * pool.in_h * pool.in_w);
+    const size_t out_pixels = (size_t)(pool.n * pool.out_h * pool.out_w);
+    const size_t inputs = activation_elements(table, channels, in_pixels);
+    const size_t outputs = activation_elements(table, channels, out_pixels);
     const size_t in_bytes = size_round_up(inputs * element + KERNEL_ALIGNMENT, KERNEL_ALIGNMENT);
     const size_t out_bytes = size_round_up(outputs * element + CANARY_BYTES, KERNEL_ALIGNMENT);
     unsigned char *in = aligned_alloc(KERNEL_ALIGNMENT, in_bytes), *out = aligned_alloc(KERNEL_ALIGNMENT, out_bytes);
@@ -52,12 +54,12 @@ static void run_pool(const struct kernels *table, pool_run *run, struct pool poo
     memset(in, 0xff, in_bytes);
     memset(out, 0xff, outputs * element);
     memset(out + outputs * element, CANARY, out_bytes - outputs * element);
-    table->from_f32(input, in, inputs);
+    activation_from_f32(table, input, in, channels, in_pixels, 0, in_pixels);
     pool.input = in;
     pool.output = out;
     for (int task = pool.n * pool.out_h - 1; task >= 0; task--)
         run(&pool, task);
-    table->to_f32(out, output, outputs);
+    activation_to_f32(table, out, output, channels, out_pixels, 0, out_pixels);
     for (size_t i = outputs * element; i < out_bytes; i++)
         assert_int_equal(out[i], CANARY);
     free(out);
