@@ -389,42 +389,43 @@ static void finish_row_general(const struct job *job, const struct pending *p, i
     }
 }
 
-/* A run of memory, and how much of it has been asked for. */
-struct fetch_run {
-    const char *begin;
-    size_t next, lines;
-};
-
-/* Weights on their way into the second-level cache: what of this convolution's is not there yet, then the first of
- * the next one's; `lines` at each step, so that they arrive at an even rate. */
+/* Weights on their way into the second-level cache, run by run: what of this convolution's is not there yet, then the
+ * first of the next one's; `lines` at each step, so that they arrive at an even rate. */
 struct fetch {
-    struct fetch_run now, then;
+    const struct fetch_run *run, *end; /* the current one and behind the last; borrowed */
+    size_t next;                       /* its next line */
     size_t lines;
 };
 
-static struct fetch fetch_plan(const char *begin, size_t bytes, const char *then, size_t then_bytes, int64_t steps)
+static struct fetch fetch_begin(const struct fetch_run *runs, size_t count, int64_t steps)
 {
-    struct fetch f = {{begin, 0, bytes / LINE}, {then, 0, then ? then_bytes / LINE : 0}, 0};
-    f.lines = (f.now.lines + f.then.lines + (size_t)steps - 1) / (size_t)steps;
+    struct fetch f = {.run = runs, .end = runs + count};
+    size_t lines = 0;
+
+    for (size_t i = 0; i < count; i++)
+        lines += runs[i].lines;
+    f.lines = (lines + (size_t)steps - 1) / (size_t)steps;
     return f;
 }
 
-/* On to the next convolution's weights when this one's are all under way. */
-static void fetch_advance(struct fetch *f)
+/* Before a call of `steps` steps: on to the next run when one is all under way. Returns how many lines of it each step
+ * asks for. */
+static size_t fetch_advance(struct fetch *f, int steps)
 {
-    if (f->now.next < f->now.lines)
-        return;
-    f->now = f->then;
-    f->then.lines = 0;
-    if (f->now.lines == 0)
-        f->lines = 0;
+    while (f->run < f->end && f->next >= f->run->lines) {
+        f->run++;
+        f->next = 0;
+    }
+    if (f->run == f->end)
+        return 0;
+    return min_size(f->lines, (f->run->lines - f->next + (size_t)steps - 1) / (size_t)steps);
 }
 
 /* Ask for `lines` more lines of a run. */
 ALWAYS_INLINE void fetch_lines(const struct fetch_run *run, size_t *next, size_t lines)
 {
     for (const size_t end = *next + lines; *next < end; ++*next)
-        _mm_prefetch(run->begin + fetch_offset(*next, run->lines), _MM_HINT_T1);
+        _mm_prefetch(fetch_line(run, *next), _MM_HINT_T1);
 }
 
 /* What one call multiplies: pixel tiles at a0 and a1 by the 32 channels at b. */
@@ -525,14 +526,14 @@ ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const enum m
                             const struct operands *o, const struct pending *pending, struct fetch *fetch)
 {
     /* Copies: what is stored through pointers cannot change them, so they stay in registers. */
-    const size_t stride = job->pixel_stride, lines = fetch->lines;
+    const size_t stride = job->pixel_stride, lines = fetch_advance(fetch, job->steps + job->branch_steps);
     const char *const a0 = o->a0, *const a1 = o->a1, *b = o->b;
     const size_t *step = job->step_offset, *const steps_end = step + job->steps;
-    const struct fetch_run run = fetch->now;
+    const struct fetch_run run = lines ? *fetch->run : (struct fetch_run){0};
     const ptrdiff_t share = job->share;
+    size_t next = fetch->next;
     struct finishing f = {pending->sums, pending->target, pending->target + pending->rows,
                           pending->out,  job->sink,       job->floor};
-    size_t next = run.next;
 
     multiply_step(job, tiles, mode, ending, true, a0 + *step, a1 + *step, b, stride, share, o->bias, pending, &f);
     for (;;) {
@@ -551,7 +552,7 @@ ALWAYS_INLINE void multiply(const struct job *job, const int tiles, const enum m
         branch1 += job->branch_chunk_stride;
         fetch_lines(&run, &next, lines);
     }
-    fetch->now.next = next;
+    fetch->next = next;
 }
 
 /* Store the sums of the last block and finish it. */
@@ -648,17 +649,21 @@ ALWAYS_INLINE void finish_tall_rows(struct finishing *f, ptrdiff_t rows, const s
     }
 }
 
-/* What a step unpacks besides. */
-struct unpacking {
+/* What a step does besides multiplying: unpack a weight tile, ask for lines. */
+struct beside {
     const char *from; /* NULL for nothing */
     char *to;
     __m512i lookup;
+    struct fetch_run run;
+    size_t next, lines;
 };
 
-ALWAYS_INLINE void unpack_beside(const struct unpacking *u, const int quad)
+/* A quarter of it. */
+ALWAYS_INLINE void work_beside(struct beside *beside, const int quarter)
 {
-    if (u->from)
-        unpack_quad(u->from, quad, u->lookup, u->to);
+    if (beside->from)
+        unpack_quad(beside->from, quarter, beside->lookup, beside->to);
+    fetch_lines(&beside->run, &beside->next, (beside->lines + (size_t)quarter) / 4);
 }
 
 /* One step: one channel tile of weights, unpacked at b, by `tiles` (1 to 4) pixel tiles. `first` as in
@@ -666,7 +671,7 @@ ALWAYS_INLINE void unpack_beside(const struct unpacking *u, const int quad)
 ALWAYS_INLINE void tall_step(const struct job *job, const int tiles, const enum ending ending, const bool first,
                              const char *a0, const char *a1, const char *a2, const char *a3, const char *b,
                              size_t stride, ptrdiff_t share, const float *bias, const struct pending *pending,
-                             struct finishing *f, const struct unpacking *u)
+                             struct finishing *f, struct beside *beside)
 {
     float *const sums = pending->sums;
     const int tile = job->m * TILE;
@@ -678,7 +683,7 @@ ALWAYS_INLINE void tall_step(const struct job *job, const int tiles, const enum 
         _tile_loadd(0, bias, 0);
     }
     _tile_dpbf16ps(0, 4, 6);
-    unpack_beside(u, 0);
+    work_beside(beside, 0);
     if (first)
         _tile_stored(1, sums + tile, LINE);
     if (tiles > 1) {
@@ -687,7 +692,7 @@ ALWAYS_INLINE void tall_step(const struct job *job, const int tiles, const enum 
             _tile_loadd(1, bias, 0);
         _tile_dpbf16ps(1, 5, 6);
     }
-    unpack_beside(u, 1);
+    work_beside(beside, 1);
     if (first)
         _tile_stored(2, sums + 2 * tile, LINE);
     if (tiles > 2) {
@@ -696,7 +701,7 @@ ALWAYS_INLINE void tall_step(const struct job *job, const int tiles, const enum 
             _tile_loadd(2, bias, 0);
         _tile_dpbf16ps(2, 4, 6);
     }
-    unpack_beside(u, 2);
+    work_beside(beside, 2);
     if (first)
         _tile_stored(3, sums + 3 * tile, LINE);
     if (tiles > 3) {
@@ -705,7 +710,7 @@ ALWAYS_INLINE void tall_step(const struct job *job, const int tiles, const enum 
             _tile_loadd(3, bias, 0);
         _tile_dpbf16ps(3, 5, 6);
     }
-    unpack_beside(u, 3);
+    work_beside(beside, 3);
     finish_tall_rows(f, share, job, pending, ending);
 }
 
@@ -715,17 +720,19 @@ ALWAYS_INLINE void multiply_tall(const struct job *job, const int tiles, const e
                                  const struct tall_operands *o, const struct pending *pending, struct fetch *fetch,
                                  struct ring *ring)
 {
-    const size_t lines = fetch->lines, slots = ring->slots;
+    const size_t lines = fetch_advance(fetch, job->steps + job->branch_steps), slots = ring->slots;
     char *const tiles_at = ring->tiles;
     const size_t *const step = job->step_offset;
-    const struct fetch_run run = fetch->now;
     const ptrdiff_t share = job->share;
     const int steps = job->steps, all_steps = steps + job->branch_steps;
     struct finishing f = {pending->sums, pending->target, pending->target + pending->rows,
                           pending->out,  job->sink,       job->floor};
-    struct unpacking u = {o->unpack ? o->b + TALL_LOOKUP_BYTES + TALL_AHEAD * TALL_STEP_BYTES : NULL, NULL,
-                          _mm512_load_si512(o->b)};
-    size_t next = run.next, slot = ring->slot, ahead = (slot + TALL_AHEAD) % slots;
+    struct beside beside = {.from = o->unpack ? o->b + TALL_LOOKUP_BYTES + TALL_AHEAD * TALL_STEP_BYTES : NULL,
+                            .lookup = _mm512_load_si512(o->b),
+                            .run = lines ? *fetch->run : (struct fetch_run){0},
+                            .next = fetch->next,
+                            .lines = lines};
+    size_t slot = ring->slot, ahead = (slot + TALL_AHEAD) % slots;
 
     for (int i = 0; i < all_steps; i++) {
         const char *a0, *a1, *a2, *a3;
@@ -738,22 +745,21 @@ ALWAYS_INLINE void multiply_tall(const struct job *job, const int tiles, const e
             a0 = o->branch[0] + at, a1 = o->branch[1] + at, a2 = o->branch[2] + at, a3 = o->branch[3] + at;
         }
         if (i == all_steps - TALL_AHEAD) {
-            u.from = o->unpack_next ? o->next + TALL_LOOKUP_BYTES : NULL;
-            u.lookup = _mm512_load_si512(o->next);
+            beside.from = o->unpack_next ? o->next + TALL_LOOKUP_BYTES : NULL;
+            beside.lookup = _mm512_load_si512(o->next);
         }
-        u.to = tiles_at + ahead * TILE * LINE;
+        beside.to = tiles_at + ahead * TILE * LINE;
         const char *b = tiles_at + slot * TILE * LINE;
         if (i == 0)
-            tall_step(job, tiles, ending, true, a0, a1, a2, a3, b, stride, share, o->bias, pending, &f, &u);
+            tall_step(job, tiles, ending, true, a0, a1, a2, a3, b, stride, share, o->bias, pending, &f, &beside);
         else
-            tall_step(job, tiles, ending, false, a0, a1, a2, a3, b, stride, share, NULL, pending, &f, &u);
-        if (u.from)
-            u.from += TALL_STEP_BYTES;
+            tall_step(job, tiles, ending, false, a0, a1, a2, a3, b, stride, share, NULL, pending, &f, &beside);
+        if (beside.from)
+            beside.from += TALL_STEP_BYTES;
         slot = slot + 1 == slots ? 0 : slot + 1;
         ahead = ahead + 1 == slots ? 0 : ahead + 1;
-        fetch_lines(&run, &next, lines);
     }
-    fetch->now.next = next;
+    fetch->next = beside.next;
     ring->slot = slot;
 }
 
@@ -871,7 +877,6 @@ static void run_tall(const struct task *t, const struct job *job, struct fetch *
                 o.branch[i] = branch_at(t, offset);
             }
             multiply_tall_functions[count - 1][pending.ending](job, &o, &pending, fetch, &ring);
-            fetch_advance(fetch);
             pending = pending_of(t, tile, count * v->m, block * TILE, TILE);
         }
     }
@@ -905,7 +910,6 @@ static void run_pairs(const struct task *t, const struct job *job, enum mode mod
                     .bias = t->bias + block * BLOCK,
                 };
                 multiply_functions[count - 1][mode][pending.ending](job, &o, &pending, fetch);
-                fetch_advance(fetch);
                 pending = pending_of(t, tile, count * v->m, block * BLOCK, BLOCK);
             }
     }
@@ -1005,11 +1009,13 @@ static void amx_run(const struct conv *conv, const struct conv_geometry *g, cons
     const char *const range_begin = weights + (size_t)first_block * block_bytes(&f);
     const size_t head = min_size(HEAD_BYTES, range_bytes);
     const size_t then_bytes = min_size(buffers->upcoming_bytes / (size_t)ranges, HEAD_BYTES);
-    struct fetch fetch = fetch_plan(range_begin + head, range_bytes - head,
-                                    buffers->upcoming ? (const char *)buffers->upcoming +
-                                                            buffers->upcoming_bytes / (size_t)ranges * (size_t)range
-                                                      : NULL,
-                                    then_bytes, calls * steps);
+    struct fetch_run runs[4];
+    const size_t run_count = buffers->upcoming ? 4 : 2;
+    fetch_pages(range_begin + head, range_bytes - head, runs);
+    if (buffers->upcoming)
+        fetch_pages((const char *)buffers->upcoming + buffers->upcoming_bytes / (size_t)ranges * (size_t)range,
+                    then_bytes, runs + 2);
+    struct fetch fetch = fetch_begin(runs, run_count, calls * steps);
 
     tiles_configure(v.m);
     if (f.tall)
