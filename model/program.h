@@ -20,7 +20,7 @@ enum op_kind {
     OP_MAX_POOL,
     OP_AVG_POOL,
     OP_ADAPTIVE_AVG_POOL,
-    OP_FLATTEN, /* NHWC to PyTorch's feature order; nothing to do for one pixel or one channel */
+    OP_FLATTEN, /* to PyTorch's feature order; nothing to do for one pixel, mostly for one channel */
     OP_BATCHNORM,
     OP_ADD,
     OP_RELU,

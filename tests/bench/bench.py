@@ -2,7 +2,7 @@
 """Speed and memory of resnetd beside ONNX Runtime, PyTorch and a small Node server, measured in one run.
 
     bench.py [--quick] [--build FOLDER] [--only engine,ops,scale,http,memory]
-             [--inputs NxHxW,...] [--peers NAME,...] [--seconds S]
+             [--inputs NxHxW,...] [--peers NAME,...] [--threads N,...] [--seconds S]
 
 The whole takes about half an hour, --quick about four minutes.
 
@@ -47,6 +47,7 @@ class Bench:
         self.quick = arguments.quick
         self.inputs = arguments.inputs
         self.peers = arguments.peers and arguments.peers.split(",")
+        self.threads = arguments.threads
         self.seconds = arguments.seconds
         self.build = pathlib.Path(arguments.build).resolve()
         self.missing = []
@@ -282,6 +283,10 @@ def inputs(text):
     return [tuple(int(number) for number in item.split("x")) for item in text.split(",")]
 
 
+def counts(text):
+    return [int(number) for number in text.split(",")]
+
+
 def main():
     parts = {
         "engine": engine.measure_engine,
@@ -298,6 +303,7 @@ def main():
     parser.add_argument("--only", default=",".join(parts), help="parts to measure: " + ", ".join(parts))
     parser.add_argument("--inputs", type=inputs, help="engine: only these, such as 1x224x224,8x375x500")
     parser.add_argument("--peers", help="engine: only these, such as onnxruntime,amx")
+    parser.add_argument("--threads", type=counts, help="engine: only these numbers of threads, such as 2")
     parser.add_argument("--seconds", type=float, help="engine: for each input and number of threads")
     arguments = parser.parse_args()
     chosen = arguments.only.split(",")

@@ -6,8 +6,9 @@
  * Prints one JSON line when it starts; then, for every line "run" that it reads, one with the GFLOP/s of all
  * threads together: fp32 multiply-adds with AVX2 and AVX-512, bf16 tile products with AMX; null where the
  * machine has none. It is asked between the runs of the others, since clocks change with the neighbours' load.
- * The line "probe" measures only the last of these that the machine has, in a few milliseconds: a virtual machine's
- * core has half of it, or less, while a neighbour works on the core's other hardware thread. */
+ * The line "probe" measures only the last of these that the machine has, in a few milliseconds, and counts the slowest
+ * of them: a virtual machine's core has half of it, or less, while a neighbour works on the core's other hardware
+ * thread, even if only for a millisecond. */
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -19,7 +20,7 @@
 
 #include "../../model/clock.h"
 
-enum { MAX_THREADS = 256, WARM_UP = 8, BURSTS = 16, PROBE_WARM_UP = 1, PROBE_BURSTS = 3 };
+enum { MAX_THREADS = 256, WARM_UP = 8, BURSTS = 16, PROBE_WARM_UP = 1, PROBE_BURSTS = 4 };
 
 /* A burst of work and the floating-point operations in it. */
 struct burst {
@@ -161,38 +162,43 @@ struct lane {
     const struct burst *burst;
     pthread_barrier_t *barrier;
     int warm_up, bursts;
-    double gflops;
+    double best, worst; /* GFLOP/s */
 };
 
-/* All threads start together; the best of the bursts, since others may share the machine, but not of the first, in
- * which the clock has not yet come down to what it can hold. A burst takes about a millisecond. */
+/* All threads start together; the first bursts do not count: the clock has not yet come down to what it can hold. A
+ * burst takes about a millisecond. */
 static void *run_lane(void *arg)
 {
     struct lane *lane = arg;
 
-    lane->gflops = 0;
+    lane->best = lane->worst = 0;
     (void)pthread_barrier_wait(lane->barrier);
     for (int i = 0; i < lane->bursts; i++) {
         uint64_t start = clock_now_ns();
         lane->burst->run();
         double gflops = lane->burst->operations / (double)(clock_now_ns() - start);
-        if (i >= lane->warm_up && gflops > lane->gflops)
-            lane->gflops = gflops;
+        if (i < lane->warm_up)
+            continue;
+        if (gflops > lane->best)
+            lane->best = gflops;
+        if (i == lane->warm_up || gflops < lane->worst)
+            lane->worst = gflops;
     }
     return NULL;
 }
 
-static double measure(const struct burst *burst, int threads, int warm_up, int bursts)
+/* The sum over threads. */
+static struct lane measure(const struct burst *burst, int threads, int warm_up, int bursts)
 {
     struct lane lanes[MAX_THREADS];
     pthread_t ids[MAX_THREADS];
     pthread_barrier_t barrier;
-    double sum = 0;
+    struct lane sum = {0};
 
     if (pthread_barrier_init(&barrier, NULL, (unsigned)threads))
         abort();
     for (int i = 0; i < threads; i++) {
-        lanes[i] = (struct lane){burst, &barrier, warm_up, bursts, 0};
+        lanes[i] = (struct lane){burst, &barrier, warm_up, bursts, 0, 0};
         if (i > 0 && pthread_create(&ids[i], NULL, run_lane, &lanes[i]))
             abort();
     }
@@ -200,10 +206,23 @@ static double measure(const struct burst *burst, int threads, int warm_up, int b
     for (int i = 0; i < threads; i++) {
         if (i > 0)
             (void)pthread_join(ids[i], NULL);
-        sum += lanes[i].gflops;
+        sum.best += lanes[i].best;
+        sum.worst += lanes[i].worst;
     }
     (void)pthread_barrier_destroy(&barrier);
     return sum;
+}
+
+/* The GFLOP/s of all threads: of the best burst of each, since others may share the machine. */
+static double measure_peak(const struct burst *burst, int threads)
+{
+    return measure(burst, threads, WARM_UP, BURSTS).best;
+}
+
+/* Of the worst. */
+static double probe(const struct burst *burst, int threads)
+{
+    return measure(burst, threads, PROBE_WARM_UP, PROBE_BURSTS).worst;
 }
 
 int main(int argc, char **argv)
@@ -227,14 +246,14 @@ int main(int argc, char **argv)
             while (last > 0 && !available[last])
                 last--;
             printf("{\"probe\": %.1f}\n",
-                   available[last] ? measure(&BURST_KINDS[last], threads, PROBE_WARM_UP, PROBE_BURSTS) : 0.0);
+                   available[last] ? probe(&BURST_KINDS[last], threads) : 0.0);
             fflush(stdout);
             continue;
         }
         for (int i = 0; i < KINDS; i++) {
             printf("%s\"%s\": ", i ? ", " : "{", BURST_KINDS[i].name);
             if (available[i])
-                printf("%.1f", measure(&BURST_KINDS[i], threads, WARM_UP, BURSTS));
+                printf("%.1f", measure_peak(&BURST_KINDS[i], threads));
             else
                 printf("null");
         }

@@ -31,7 +31,7 @@ def measure_engine(bench):
         cases = [(1, 64, 64), (1, 224, 224), (1, 375, 500), (1, 640, 480), (8, 224, 224), (8, 375, 500), (8, 640, 480)]
     cases = bench.inputs or cases
     bench.results["engine"] = []
-    for threads in bench.thread_counts():
+    for threads in bench.threads or bench.thread_counts():
         peers = engine_peers(bench, threads)
         meter = bench.start("peak", [bench.tool("bench_peak"), threads])
         quiet = Quiet(meter)
@@ -67,7 +67,8 @@ class Quiet:
 
     A virtual machine's core may share a physical one with a neighbour's, which comes and goes within seconds and
     slows some instructions more than others (tile products by more than half, float32 by a third). Each turn
-    is therefore bracketed by probes; it counts as quiet when both reach nearly the best that was ever seen.
+    is therefore bracketed by probes of some milliseconds; it counts as quiet when the slowest of each comes near the
+    best that was ever seen.
     """
 
     ENOUGH = 0.9
