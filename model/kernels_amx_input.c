@@ -51,6 +51,12 @@ static int phases_used(const struct conv_params *p, int dimension)
     return used;
 }
 
+/* Columns of zeros that end one row of a plane and begin the next. */
+static int shared_columns(const struct conv_params *p)
+{
+    return p->stride[1] == 1 ? min_int(p->padding[1], (p->kernel[1] - 1) * p->dilation[1]) : 0;
+}
+
 static size_t input_pixels(const struct conv_geometry *g)
 {
     return (size_t)g->n * (size_t)g->in_h * (size_t)g->in_w;
@@ -85,11 +91,11 @@ struct amx_view amx_view_of(const struct conv *conv, const struct amx_form *f, c
         break;
     case SOURCE_PLANES: {
         const int planes = phases_used(p, 0) * phases_used(p, 1);
-        v.plane_w = v.width + reach_x / p->stride[1];
+        v.plane_w = v.width + reach_x / p->stride[1] - shared_columns(p);
         v.plane_rows = v.strip_rows + reach_y / p->stride[0];
         v.row_bytes = (size_t)planes * (size_t)v.plane_w * (size_t)f->chunks * LINE;
         v.pixel_stride = LINE;
-        v.chunk_stride = (size_t)planes * (size_t)v.plane_rows * (size_t)v.plane_w * LINE;
+        v.chunk_stride = ((size_t)planes * (size_t)v.plane_rows * (size_t)v.plane_w + (size_t)shared_columns(p)) * LINE;
         const int positions = (v.strip_rows - 1) * v.plane_w + v.width;
         v.tiles = ceil_div(positions, TILE);
         v.m = ceil_div(positions, v.tiles);
@@ -175,6 +181,8 @@ void amx_gather_planes(const struct conv_params *p, const struct amx_form *f, co
             }
         }
     }
+    for (int chunk = 0; chunk < f->chunks; chunk++) /* the last row's */
+        memset(to + (size_t)chunk * v->chunk_stride, 0, (size_t)shared_columns(p) * LINE);
 }
 
 void amx_gather_runs(const struct conv_params *p, const struct conv_geometry *g, const struct amx_view *v,

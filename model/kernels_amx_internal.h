@@ -11,7 +11,7 @@
  *   planes  the input is copied with its zero border into stride_y * stride_x planes (one per phase of the
  *           stride), each [chunk of 32 channels][row][column][32]. Every tap then is a constant offset, and
  *           output pixel (y, x) is position y * plane_w + x; the few positions between x = out_w and the next
- *           row are multiplied and thrown away
+ *           row are multiplied and thrown away. The zeros at the end of a row are those that begin the next
  *   runs    few input channels: rows are copied with their border, and one run of 32 elements covers several
  *           columns of the kernel; tiles do not cross output rows
  *

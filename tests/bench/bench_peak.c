@@ -245,8 +245,7 @@ int main(int argc, char **argv)
             int last = KINDS - 1;
             while (last > 0 && !available[last])
                 last--;
-            printf("{\"probe\": %.1f}\n",
-                   available[last] ? probe(&BURST_KINDS[last], threads) : 0.0);
+            printf("{\"probe\": %.1f}\n", available[last] ? probe(&BURST_KINDS[last], threads) : 0.0);
             fflush(stdout);
             continue;
         }
