@@ -129,12 +129,7 @@ static struct amx_strides output_strides(const struct pool *pool)
     return amx_strides_of(pool->channels, (size_t)pool->n * (size_t)pool->out_h * (size_t)pool->out_w);
 }
 
-/* The first `count` of 32 or 16 lanes, all when there are more. */
-ALWAYS_INLINE __mmask32 first_lanes32(int count)
-{
-    return count >= 32 ? (__mmask32)-1 : (__mmask32)((1u << count) - 1u);
-}
-
+/* The first `count` of 16 lanes, all when there are more. */
 ALWAYS_INLINE __mmask16 first_lanes16(int count)
 {
     return (__mmask16)(count >= 16 ? 0xffffu : (1u << count) - 1u);

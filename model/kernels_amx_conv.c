@@ -833,7 +833,7 @@ static struct pending pending_of(const struct task *t, int tile, int rows, int c
         .ending = channels == most ? t->ending : ENDING_GENERAL,
         .out = t->out + at,
         .residual = t->residual + at,
-        .mask = channels >= 32 ? (__mmask32)-1 : (__mmask32)((1u << channels) - 1u),
+        .mask = first_lanes32(channels),
     };
 }
 

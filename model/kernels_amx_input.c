@@ -137,13 +137,6 @@ ALWAYS_INLINE void copy_lines(const char *from, size_t step, int count, __mmask3
         _mm512_store_si512(to, _mm512_maskz_loadu_epi16(mask, from));
 }
 
-/* Which channels of a chunk exist. */
-static __mmask32 chunk_mask(int channels, int chunk)
-{
-    const int left = channels - chunk * CHUNK;
-    return left >= CHUNK ? (__mmask32)-1 : (__mmask32)((1u << left) - 1u);
-}
-
 /* Copy what output rows [first, first + view->strip_rows) of one image need. */
 void amx_gather_planes(const struct conv_params *p, const struct amx_form *f, const struct conv_geometry *g,
                        const struct amx_view *v, const char *input, int image, int first, char *to)
@@ -174,7 +167,7 @@ void amx_gather_planes(const struct conv_params *p, const struct amx_form *f, co
                         continue;
                     }
                     memset(line, 0, (size_t)left * LINE);
-                    copy_lines(from, (size_t)sx * strides.pixel, right - left, chunk_mask(p->in, chunk),
+                    copy_lines(from, (size_t)sx * strides.pixel, right - left, first_lanes32(p->in - chunk * CHUNK),
                                line + (size_t)left * LINE);
                     memset(line + (size_t)right * LINE, 0, (size_t)(v->plane_w - right) * LINE);
                 }
@@ -225,7 +218,8 @@ void amx_gather_branch(const struct conv_params *branch, const struct conv_geome
                           x * (size_t)branch->stride[1];
         for (int chunk = 0; chunk * CHUNK < branch->in; chunk++)
             copy_lines(input + amx_offset(strides, at, chunk * CHUNK), (size_t)branch->stride[1] * strides.pixel,
-                       (int)count, chunk_mask(branch->in, chunk), to + (size_t)chunk * v->branch_chunk_stride);
+                       (int)count, first_lanes32(branch->in - chunk * CHUNK),
+                       to + (size_t)chunk * v->branch_chunk_stride);
         to += (count + gap) * LINE;
         pixel += count;
         left -= count;

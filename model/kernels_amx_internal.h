@@ -60,6 +60,12 @@ ALWAYS_INLINE __m512 widen(__m256i x)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 
+/* The first `count` of 32 lanes, all when there are more. */
+ALWAYS_INLINE __mmask32 first_lanes32(int count)
+{
+    return count >= 32 ? (__mmask32)-1 : (__mmask32)((1u << count) - 1u);
+}
+
 /* How an activation of this table lies in memory: bytes from a pixel to the next, and from 32 channels to the next 32.
  * Whole chunks lie as [chunk][pixel][32] over all pixels of all images (kernels.h: channel_block), so that tiles are
  * read, and outputs written, line after line. */

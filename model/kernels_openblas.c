@@ -27,11 +27,6 @@ enum {
 enum { STRIP_BYTES = 1 << 20, MAX_STRIP_BYTES = 8 << 20, WEIGHT_SHARE = 2 };
 enum { PIXEL_UNIT = 16, FEW_PIXELS = 128, MIN_COLUMNS = 64 };
 
-static int div_up(int a, int b)
-{
-    return (a + b - 1) / b;
-}
-
 static int group_in(const struct conv_params *p)
 {
     return p->in / p->groups;
@@ -91,7 +86,7 @@ static void conv_plan(const struct conv *conv, const struct conv_geometry *g, in
     const size_t patch_bytes = (size_t)patch_size(p) * sizeof(float);
     const size_t pixel_bytes = is_pointwise(p) ? (size_t)out * sizeof(float) : patch_bytes;
     size_t strip_bytes = (size_t)out * patch_bytes / WEIGHT_SHARE;
-    int pixels = div_up(all_pixels, threads), columns = out;
+    int pixels = ceil_div(all_pixels, threads), columns = out;
 
     *work = (struct conv_work){0};
     strip_bytes = strip_bytes < STRIP_BYTES       ? STRIP_BYTES
@@ -99,17 +94,17 @@ static void conv_plan(const struct conv *conv, const struct conv_geometry *g, in
                                                   : strip_bytes;
     if (strip_bytes / pixel_bytes < (size_t)pixels) {
         const int most = (int)(strip_bytes / pixel_bytes);
-        const int strips = div_up(pixels, most < PIXEL_UNIT ? PIXEL_UNIT : most);
-        pixels = div_up(div_up(pixels, strips), PIXEL_UNIT) * PIXEL_UNIT;
+        const int strips = ceil_div(pixels, most < PIXEL_UNIT ? PIXEL_UNIT : most);
+        pixels = ceil_div(ceil_div(pixels, strips), PIXEL_UNIT) * PIXEL_UNIT;
     }
     /* Few pixels to a strip: give the threads whole columns instead, so that the weights are read once. */
     if (threads > 1 && pixels < FEW_PIXELS && out >= threads * MIN_COLUMNS) {
-        columns = div_up(div_up(out, threads), 16) * 16;
+        columns = ceil_div(ceil_div(out, threads), 16) * 16;
         pixels = is_pointwise(p) ? all_pixels : min_int(all_pixels, pixels * threads);
     }
     work->tile[TILE_PIXELS] = pixels;
     work->tile[TILE_COLUMNS] = columns;
-    work->tasks = div_up(all_pixels, pixels) * p->groups * div_up(out, columns);
+    work->tasks = ceil_div(all_pixels, pixels) * p->groups * ceil_div(out, columns);
     work->scratch_bytes = is_pointwise(p) ? 0 : (size_t)pixels * patch_bytes;
 }
 
@@ -138,8 +133,8 @@ static void gather_patches(const struct conv_params *p, const struct conv_geomet
         const float *image = input + (size_t)n * (size_t)g->in_h * row + (size_t)group * in;
         /* Columns [left, right) of the kernel are inside. */
         const int in_x = x * p->stride[1] - p->padding[1];
-        const int left = min_int(p->kernel[1], in_x < 0 ? div_up(-in_x, dx) : 0);
-        const int inside = in_x < g->in_w ? min_int(p->kernel[1], div_up(g->in_w - in_x, dx)) : 0;
+        const int left = min_int(p->kernel[1], in_x < 0 ? ceil_div(-in_x, dx) : 0);
+        const int inside = in_x < g->in_w ? min_int(p->kernel[1], ceil_div(g->in_w - in_x, dx)) : 0;
         const int right = inside < left ? left : inside;
         for (int ky = 0; ky < p->kernel[0]; ky++, to += kernel_row) {
             const int in_y = y * p->stride[0] - p->padding[0] + ky * p->dilation[0];
@@ -169,8 +164,8 @@ static void conv_run(const struct conv *conv, const struct conv_geometry *g, con
 {
     const struct conv_params *p = &conv->params;
     const int all_pixels = g->n * g->out_h * g->out_w, k = patch_size(p);
-    const int strips = div_up(all_pixels, work->tile[TILE_PIXELS]);
-    const int column_tasks = div_up(group_out(p), work->tile[TILE_COLUMNS]);
+    const int strips = ceil_div(all_pixels, work->tile[TILE_PIXELS]);
+    const int column_tasks = ceil_div(group_out(p), work->tile[TILE_COLUMNS]);
     const int pixel = task % strips * work->tile[TILE_PIXELS];
     const int column = task / strips % column_tasks * work->tile[TILE_COLUMNS];
     const int group = task / strips / column_tasks;
